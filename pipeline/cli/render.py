@@ -1,0 +1,155 @@
+"""Rows as a table, as one JSON array or as JSON lines; nothing unprintable leaves this module."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from pipeline.errors import Refused
+from pipeline.model.printable import printable
+
+# rich lays out every cell on its own: right for a screenful, seconds for 100,000 rows.
+_RICH_MAX_ROWS = 2000
+_WITHOUT_TEXT = frozenset((int, float, bool, type(None)))
+
+
+class Listing(NamedTuple):
+    """Rows to print: `rows` are sequences in the order of `columns`."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+class Output(NamedTuple):
+    """How to print: `format` is table, json or jsonl; `header` counts for tables only."""
+
+    format: str
+    header: bool
+
+
+def project(listing: Listing, fields: Sequence[str]) -> Listing:
+    """The columns named in `fields`, in that order. Raises: Refused for a column that is not there."""
+    positions = {name: index for index, name in enumerate(listing.columns)}
+    for name in fields:
+        if name not in positions:
+            raise Refused(f"unknown field {name}", hint=f"any of {', '.join(listing.columns)}")
+    picked = [positions[name] for name in fields]
+    return Listing(tuple(fields), [[row[index] for index in picked] for row in listing.rows])
+
+
+def emit(listing: Listing, output: Output) -> None:
+    """Print the rows to stdout."""
+    writers: dict[str, Callable[[Listing, Output], None]] = {
+        "table": _emit_table,
+        "json": _emit_json,
+        "jsonl": _emit_jsonl,
+    }
+    writers[output.format](listing, output)
+
+
+def cell_text(value: Any) -> str:
+    """One value of a table: "-" for none, owners as pid/comm, nested values as JSON."""
+    if value is None or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.3f}".rstrip("0").rstrip(".")
+    if isinstance(value, list):
+        return ",".join(_item_text(item) for item in value)
+    if isinstance(value, dict):
+        return printable(_json(value).decode())
+    return printable(str(value))
+
+
+def _item_text(item: Any) -> str:
+    if isinstance(item, dict) and "pid" in item and "comm" in item:
+        return printable(f"{item['pid']}/{item['comm']}")
+    return cell_text(item)
+
+
+def _clean(value: Any) -> Any:
+    """`value` with every text in it made printable; values that need no change are not copied."""
+    if isinstance(value, str):
+        return value if value.isprintable() else printable(value)
+    if isinstance(value, dict):
+        return {_clean(key): _clean(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(item) for item in value]
+    return value
+
+
+def _json(value: Any) -> bytes:
+    import msgspec
+
+    return msgspec.json.encode(value)
+
+
+def _objects(listing: Listing) -> Iterator[dict[str, Any]]:
+    # The check comes before the call: most values of 100,000 rows are numbers.
+    for row in listing.rows:
+        cells = zip(listing.columns, row, strict=True)
+        yield {name: value if type(value) in _WITHOUT_TEXT else _clean(value) for name, value in cells}
+
+
+def _emit_json(listing: Listing, _: Output) -> None:
+    _write_bytes([_json(list(_objects(listing))), b"\n"])
+
+
+def _emit_jsonl(listing: Listing, _: Output) -> None:
+    _write_bytes(_json(row) + b"\n" for row in _objects(listing))
+
+
+def _write_bytes(chunks: Iterable[bytes]) -> None:
+    stream = sys.stdout.buffer
+    for chunk in chunks:
+        stream.write(chunk)
+    stream.flush()
+
+
+def _emit_table(listing: Listing, output: Output) -> None:
+    cells = [[cell_text(value) for value in row] for row in listing.rows]
+    if sys.stdout.isatty() and len(cells) <= _RICH_MAX_ROWS:
+        _emit_rich(listing.columns, cells, output)
+    else:
+        _emit_plain(listing.columns, cells, output)
+
+
+def _emit_plain(columns: Sequence[str], cells: list[list[str]], output: Output) -> None:
+    """Columns two spaces apart, no value cut: what a pipe gets."""
+    lines = [[name.upper() for name in columns], *cells] if output.header else cells
+    widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
+    text = []
+    for line in lines:
+        padded = [cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
+        text.append("  ".join(padded).rstrip() + "\n")
+    _write_bytes(["".join(text).encode(errors="backslashreplace")])
+
+
+def _emit_rich(columns: Sequence[str], cells: list[list[str]], output: Output) -> None:
+    """Fitted to the terminal, long values folded, states in colour."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, show_header=output.header, header_style="bold")
+    for name in columns:
+        table.add_column(name.upper(), overflow="fold")
+    for row in cells:
+        table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
+    Console(highlight=False).print(table)
+
+
+def _style(cell: str) -> str:
+    if cell in ("ESTABLISHED", "LISTEN"):
+        return "green"
+    return "dim" if cell == "-" else ""
+
+
+def _width(cell: str) -> int:
+    """Terminal columns that `cell` takes: two for wide East Asian characters."""
+    if cell.isascii():
+        return len(cell)
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in cell)

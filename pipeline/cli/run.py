@@ -1,0 +1,62 @@
+"""`sockscope run`: the pipeline in the foreground."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+
+import click
+
+from pipeline.cli.options import (
+    check_proc_root,
+    config_options,
+    flags_of,
+    only_netns_option,
+    runtime_dir_option,
+)
+
+
+@click.command()
+@config_options
+@runtime_dir_option
+@only_netns_option
+@click.option(
+    "--duration",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="S",
+    callback=lambda _, __, value: _number(value),
+    help="Stop after S seconds.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 4 where not every process may be read.")
+def run(
+    config_path: str | None,
+    proc_root: str | None,
+    log_level: str | None,
+    runtime_dir: str | None,
+    only_netns: tuple[str, ...],
+    duration: float | None,
+    strict: bool,
+) -> int:
+    """Run the whole pipeline in the foreground.
+
+    Logs go to stderr. As an ordinary user it sees that user's processes only, and says so.
+    """
+    from pipeline import config
+    from pipeline.roles import supervisor
+
+    loaded = config.load(config_path, os.environ, flags_of(runtime_dir, proc_root, log_level))
+    check_proc_root(loaded.config.agent.proc_root)
+    # Until the supervisor takes signals itself, SIGTERM unwinds as Ctrl-C does: it would leave the segments' folder.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        return supervisor.run(loaded, only_netns=only_netns, duration_s=duration, strict=strict)
+    except KeyboardInterrupt:
+        return 0  # stopped before it had begun: as any other stop
+
+
+def _number(value: float | None) -> float | None:
+    # "nan" passes the range, since it compares with nothing, and would never be over.
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("'nan' is no number of seconds.")
+    return value

@@ -1,0 +1,124 @@
+"""`sockscope snapshot`: one walk without a running pipeline."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+import click
+
+from pipeline.cli.answers import Answered, Wanted, end_before_collecting, print_answer
+from pipeline.cli.connections import View
+from pipeline.cli.filters import CONNECTION_FILTERS, filter_options, where_of
+from pipeline.cli.options import (
+    check_proc_root,
+    config_options,
+    flags_of,
+    only_netns_option,
+    output_options,
+    row_options,
+)
+from pipeline.cli.render import Listing, Output
+from pipeline.config import Config, Loaded, load
+from pipeline.errors import Denied, Refused
+from pipeline.model.printable import printable
+
+
+@click.command()
+# --netns limits the walk itself, and may be repeated like any filter.
+@filter_options(*(name for name in CONNECTION_FILTERS if name != "netns"))
+@only_netns_option
+@row_options
+@output_options
+@config_options
+@click.option("--strict", is_flag=True, help="Exit with 4 where not every process may be read.")
+def snapshot(
+    only_netns: tuple[str, ...],
+    output: Output,
+    fields: tuple[str, ...],
+    limit: int | None,
+    count: bool,
+    exit_code: bool,
+    config_path: str | None,
+    proc_root: str | None,
+    log_level: str | None,
+    strict: bool,
+    **given: Any,
+) -> int:
+    """Walk every namespace once, unpaced, and print the connections with their owners.
+
+    As an ordinary user it sees that user's processes only, and says so.
+    """
+    loaded = load(config_path, os.environ, flags_of(proc_root=proc_root, log_level=log_level))
+    check_proc_root(loaded.config.agent.proc_root)
+    _start_log(loaded)
+    view = View(output, fields, count)
+    request: dict[str, Any] = {"op": "connections", "where": where_of(given)}
+    if view.asked():
+        request["fields"] = list(view.asked())
+    if count or limit is not None:
+        request["limit"] = 0 if count else limit
+    missing = _missing_rights(strict)
+    answered, denied = _take(loaded.config, only_netns, request)
+    _report_denied(denied, missing, strict)
+    return print_answer(answered, view.shown(answered.listing), output, Wanted(count, exit_code))
+
+
+def _start_log(loaded: Loaded) -> None:
+    # What a pipeline notes once at its start would come before every table here: only if asked for.
+    asked = loaded.origin["agent.log_level"] != "default"
+    logging.basicConfig(
+        level=loaded.config.agent.log_level.upper() if asked else "WARNING", handlers=[_Stderr()]
+    )
+
+
+class _Stderr(logging.Handler):
+    """Log records as the command's other remarks: one printable line each on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        netns = getattr(record, "netns", None)
+        where = f"netns {netns}: " if netns is not None else ""
+        click.echo(f"sockscope: {where}{printable(record.getMessage())}", err=True)
+
+
+def _missing_rights(strict: bool) -> str:
+    """The capabilities that we lack, in words. Raises: Denied where there are any, with `strict`."""
+    from pipeline.roles.rights import missing_rights
+
+    missing = missing_rights()
+    if missing and strict:
+        raise Denied("not every process may be read", missing)
+    return missing
+
+
+def _take(settings: Config, only_netns: tuple[str, ...], request: dict[str, Any]) -> tuple[Answered, int]:
+    """One walk, the answer to `request` on it, and how many processes may not be read.
+
+    Raises: Refused for a filter or field that is not known.
+    """
+    from pipeline import query
+    from pipeline.roles import foreground
+
+    end_before_collecting()
+    store = foreground.take(settings, only_netns)
+    answer = query.answer(store.reader(), request)
+    if not answer["ok"]:
+        raise Refused(answer["error"]["message"], answer["error"]["code"])
+    losses = query.answer(store.reader(), {"op": "status", "fields": ["losses"]})["rows"][0][0]
+    denied = losses["processes_denied"] + sum(int(row["denied"] or 0) for row in answer["namespaces"])
+    return Answered(Listing(answer["columns"], answer["rows"]), answer["total"], answer["namespaces"]), denied
+
+
+def _report_denied(denied: int, missing: str, strict: bool) -> None:
+    """Say on stderr what could not be read. Raises: Denied with `strict`."""
+    if denied and strict:
+        raise Denied(f"{_processes(denied)} may not be read")
+    if denied or missing:
+        why = f"missing {missing}" if missing else "the kernel refuses in spite of all capabilities"
+        what = f"{_processes(denied)} may not be read" if denied else "not every process may be read"
+        click.echo(f"sockscope: {what} ({why}): what they hold is shown without them", err=True)
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count} processes"

@@ -1,0 +1,118 @@
+"""`sockscope namespaces`, `processes` and `status`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import click
+
+from pipeline.cli.answers import Wanted, ask, print_answer
+from pipeline.cli.entry import EXIT_FAILED
+from pipeline.cli.filters import NAMESPACE_FILTERS, PROCESS_FILTERS, filter_options, where_of
+from pipeline.cli.options import output_options, row_options, runtime_dir_option
+from pipeline.cli.render import Listing, Output, emit
+
+_NAMESPACE_TABLE = (
+    "netns", "name", "processes", "connections", "source", "state", "age_s", "stale", "partial", "denied",
+)  # fmt: skip
+
+
+class _Asking(NamedTuple):
+    runtime_dir: str | None
+    op: str
+    where: dict[str, Any]
+    fields: Sequence[str]
+    limit: int | None
+
+
+@click.command()
+@filter_options(*NAMESPACE_FILTERS)
+@row_options
+@output_options
+@runtime_dir_option
+def namespaces(
+    output: Output,
+    fields: tuple[str, ...],
+    limit: int | None,
+    count: bool,
+    exit_code: bool,
+    runtime_dir: str | None,
+    **given: Any,
+) -> int:
+    """Print the network namespaces and how fresh each is, from the running pipeline."""
+    asked = fields or (_NAMESPACE_TABLE if output.format == "table" else ())
+    asking = _Asking(runtime_dir, "namespaces", where_of(given), asked, limit)
+    return _print(asking, output, Wanted(count, exit_code))
+
+
+@click.command()
+@filter_options(*PROCESS_FILTERS)
+@row_options
+@output_options
+@runtime_dir_option
+def processes(
+    output: Output,
+    fields: tuple[str, ...],
+    limit: int | None,
+    count: bool,
+    exit_code: bool,
+    runtime_dir: str | None,
+    **given: Any,
+) -> int:
+    """Print the processes that hold sockets, from the running pipeline."""
+    asking = _Asking(runtime_dir, "processes", where_of(given), fields, limit)
+    return _print(asking, output, Wanted(count, exit_code))
+
+
+@click.command()
+@output_options
+@runtime_dir_option
+def status(output: Output, fields: tuple[str, ...], runtime_dir: str | None) -> int:
+    """Print freshness, losses and workers of the running pipeline.
+
+    Exits with 0 once the first state is merged, with 1 before.
+    """
+    listing = ask(runtime_dir, "status", fields=("ready", *fields) if fields else ()).listing
+    state = dict(zip(listing.columns, listing.rows[0], strict=True))
+    ready = bool(state["ready"])
+    if fields:
+        state = {name: state[name] for name in fields}
+    if output.format != "table":
+        emit(Listing(tuple(state), [tuple(state.values())]), output)
+    else:
+        _emit_status(state, output)
+    return 0 if ready else EXIT_FAILED
+
+
+def _print(asking: _Asking, output: Output, wanted: Wanted) -> int:
+    if wanted.only_count:
+        asking = asking._replace(fields=(), limit=0)
+    answered = ask(
+        asking.runtime_dir, asking.op, where=asking.where, fields=asking.fields, limit=asking.limit
+    )
+    return print_answer(answered, answered.listing, output, wanted)
+
+
+def _emit_status(state: Mapping[str, Any], output: Output) -> None:
+    """One line for each value, nested ones as outer.inner; then a table for each list of maps (the workers)."""
+    tables = {name: value for name, value in state.items() if _is_table(value)}
+    values = {name: value for name, value in state.items() if name not in tables}
+    if values:
+        emit(Listing(("what", "value"), list(_flat(values, ""))), output)
+    for rows in tables.values():
+        columns = tuple(rows[0])
+        click.echo()
+        emit(Listing(columns, [[row.get(name) for name in columns] for row in rows]), output)
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,230 @@
+"""Which network namespaces there are, and which tasks live in each: from /proc and from bind mounts.
+
+Only the supervisor does this: if every worker listed /proc, the cost would be quadratic.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pipeline.errors import Denied, Malformed, Vanished
+from pipeline.kernel.enter import netns_inode_at
+from pipeline.model.netns import Netns, NetnsInode
+from pipeline.model.process import Task
+from pipeline.procfs.ns import read_netns_inode
+from pipeline.procfs.processes import count_threads, list_pids, list_tids
+from pipeline.procfs.root import ProcRoot
+
+_log = logging.getLogger(__name__)
+
+# A task's namespace is read in every scan while it is this young: a new process often changes its namespace
+# (unshare or setns, then exec). Later it takes its turn.
+_YOUNG_S = 3.0
+# Settled processes and threads whose namespace is read again in one scan; at least a part of all of them, so that
+# with one scan a second each process is read every 2 s and each thread every 10 s.
+_RECHECK_MIN = 500
+_PROCESS_TURNS = 2
+_THREAD_TURNS = 10
+
+
+class Membership(NamedTuple):
+    """How the tasks of one namespace differ from the scan before."""
+
+    added: list[Task]
+    removed: list[Task]
+
+
+class Changes(NamedTuple):
+    """Differences between two scans. `members` has an entry for each namespace whose tasks changed, new ones
+    included; `remounted` are those whose names did."""
+
+    appeared: list[NetnsInode]
+    gone: list[NetnsInode]
+    members: dict[NetnsInode, Membership]
+    remounted: list[NetnsInode]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What is known of one process. `threads`: those in another namespace than their leader."""
+
+    netns: NetnsInode
+    first_seen_s: float
+    thread_count: int = 1
+    threads_changed_s: float = 0.0
+    threads: dict[int, NetnsInode] = field(default_factory=dict)
+
+
+class Discovery:
+    """Finds namespaces, scan by scan. `denied` counts the processes whose namespace may not be read.
+
+    `include`, `exclude`: shell patterns on a namespace's name or inode; empty `include` means all.
+    """
+
+    def __init__(
+        self,
+        root: ProcRoot,
+        mount_dirs: Sequence[str],
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+    ) -> None:
+        self._root = root
+        self._mount_dirs = tuple(mount_dirs)
+        self._include = tuple(include)
+        self._exclude = tuple(exclude)
+        self._seen: dict[int, _Seen] = {}
+        self._denied: set[int] = set()
+        # Path -> the file that stands there (device, inode), and the namespace it is, if it is one.
+        self._mounted: dict[str, tuple[tuple[int, int], int | None]] = {}
+        self._turn = 0
+
+    @property
+    def denied(self) -> int:
+        return len(self._denied)
+
+    def scan(self, now_s: float) -> dict[NetnsInode, Netns]:
+        """All namespaces now, by inode. Never raises for what vanishes or is denied meanwhile."""
+        self._turn += 1
+        pids = set(list_pids(self._root))
+        for pid in self._seen.keys() - pids:
+            del self._seen[pid]
+        self._denied &= pids
+        for pid in sorted(pids):
+            if self._is_due(pid, now_s):
+                self._read_process(pid, now_s)
+        tasks: dict[NetnsInode, set[Task]] = {}
+        for pid, seen in self._seen.items():
+            tasks.setdefault(seen.netns, set()).add(Task(pid, pid))
+            for tid, netns in seen.threads.items():
+                tasks.setdefault(netns, set()).add(Task(pid, tid))
+        mounts = self._list_mounts()
+        found = (
+            _netns(inode, mounts.get(inode, []), tasks.get(inode, set()))
+            for inode in tasks.keys() | mounts.keys()
+        )
+        return {netns.inode: netns for netns in found if self._is_wanted(netns)}
+
+    def _is_due(self, pid: int, now_s: float) -> bool:
+        seen = self._seen.get(pid)
+        if seen is None or now_s - seen.first_seen_s < _YOUNG_S:
+            return True
+        turns = max(1, min(_PROCESS_TURNS, len(self._seen) // _RECHECK_MIN))
+        return (pid + self._turn) % turns == 0
+
+    def _read_process(self, pid: int, now_s: float) -> None:
+        try:
+            netns = read_netns_inode(self._root, Task(pid, pid))
+            seen = self._seen.get(pid)
+            if seen is None:
+                seen = self._seen[pid] = _Seen(netns, now_s, threads_changed_s=now_s)
+            elif seen.netns != netns:
+                seen.netns, seen.first_seen_s = netns, now_s
+            self._read_threads(pid, seen, now_s)
+            self._denied.discard(pid)
+        except Vanished:
+            # Also a zombie, which has left its namespaces: nobody's member any more.
+            self._seen.pop(pid, None)
+        except (Denied, Malformed):
+            self._seen.pop(pid, None)
+            self._denied.add(pid)
+
+    def _read_threads(self, pid: int, seen: _Seen, now_s: float) -> None:
+        """Threads whose namespace differs from their leader's. The number of threads comes first, in one call: most
+        processes have one."""
+        count = count_threads(self._root, pid)
+        if count != seen.thread_count:
+            seen.thread_count, seen.threads_changed_s = count, now_s
+        if count == 1 and not seen.threads:
+            return
+        settled = now_s - seen.threads_changed_s >= _YOUNG_S and count > _RECHECK_MIN // 10
+        if settled and (pid + self._turn) % _THREAD_TURNS != 0:
+            return
+        threads: dict[int, NetnsInode] = {}
+        for tid in list_tids(self._root, pid):
+            try:
+                netns = read_netns_inode(self._root, Task(pid, tid))
+            except Vanished:
+                continue  # ended between listing and reading; the next scan sees another count
+            if netns != seen.netns:
+                threads[tid] = netns
+        seen.threads = threads
+
+    def _list_mounts(self) -> dict[NetnsInode, list[tuple[str, str]]]:
+        """(name, path) of each namespace bound in one of the mount folders, by inode."""
+        found: dict[NetnsInode, list[tuple[str, str]]] = {}
+        paths: set[str] = set()
+        for folder in self._mount_dirs:
+            for name, path in _list_folder(folder):
+                inode = self._inode_at(path)
+                if inode is not None:
+                    found.setdefault(inode, []).append((name, path))
+                paths.add(path)
+        # Names that are never used twice (one per container) would pile up.
+        self._mounted = {path: known for path, known in self._mounted.items() if path in paths}
+        return found
+
+    def _inode_at(self, path: str) -> NetnsInode | None:
+        """The namespace bound at `path`, opened only when another file stands there than at the last scan."""
+        try:
+            found = os.stat(path)
+        except (FileNotFoundError, PermissionError, NotADirectoryError):
+            return None
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return None  # a link to itself is no namespace, and nothing to stop for
+            raise
+        file = (found.st_dev, found.st_ino)
+        known = self._mounted.get(path)
+        if known is None or known[0] != file:
+            known = self._mounted[path] = (file, netns_inode_at(path))
+        return NetnsInode(known[1]) if known[1] is not None else None
+
+    def _is_wanted(self, netns: Netns) -> bool:
+        words = (*netns.names, str(netns.inode))
+        if any(fnmatch.fnmatchcase(word, pattern) for word in words for pattern in self._exclude):
+            return False
+        return not self._include or any(
+            fnmatch.fnmatchcase(word, pattern) for word in words for pattern in self._include
+        )
+
+
+def diff(before: Mapping[NetnsInode, Netns], after: Mapping[NetnsInode, Netns]) -> Changes:
+    """What changed from one scan to the next. Pure."""
+    members: dict[NetnsInode, Membership] = {}
+    for inode, netns in after.items():
+        old = before[inode].tasks if inode in before else frozenset()
+        if old != netns.tasks:
+            members[inode] = Membership(sorted(netns.tasks - old), sorted(old - netns.tasks))
+    return Changes(
+        sorted(after.keys() - before.keys()),
+        sorted(before.keys() - after.keys()),
+        members,
+        sorted(
+            inode for inode in after.keys() & before.keys() if before[inode].mounts != after[inode].mounts
+        ),
+    )
+
+
+def _netns(inode: NetnsInode, mounts: list[tuple[str, str]], tasks: set[Task]) -> Netns:
+    mounts = sorted(mounts)
+    return Netns(
+        inode, tuple(name for name, _ in mounts), tuple(path for _, path in mounts), frozenset(tasks)
+    )
+
+
+def _list_folder(folder: str) -> Iterator[tuple[str, str]]:
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # most hosts have only one of the folders, or none
+    except PermissionError:
+        _log.debug("%s may not be listed: its namespaces have no names", folder)
+        return
+    for name in names:
+        yield name, os.path.join(folder, name)

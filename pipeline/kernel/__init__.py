@@ -1,0 +1,1 @@
+"""System calls and facts about this host; no decisions."""

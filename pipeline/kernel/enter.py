@@ -1,0 +1,98 @@
+"""Into another network namespace for one short errand, and back for certain.
+
+Whatever is opened inside and kept open (a socket, an nsfs fd, a thread) pins the namespace and its devices, so
+callers close at once; see "Rules of the process tree" in ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+
+from pipeline.errors import Denied, SockscopeError, Vanished
+from pipeline.kernel.libc import CLONE_NEWNET, setns
+
+EXIT_STRANDED = 70
+
+_NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
+
+# The calling thread's own namespace. Always the real procfs, never a configured proc root, which may belong to
+# another pid namespace, where we do not exist: the one path of procfs that stands outside pipeline/procfs.
+_OWN_NETNS_PATH = "/proc/thread-self/ns/net"
+
+# (process id, open fd of that process's own namespace): a forked child opens its own, since it may have closed
+# what it inherited, and the number may be another file by then.
+_home: tuple[int, int] = (0, -1)
+
+
+def open_netns(path: str, expected_inode: int) -> int:
+    """An fd of the namespace at `path` (/proc/PID/ns/net or a bind mount); the caller closes it soon.
+
+    Raises: Vanished, also where `path` is another namespace than `expected_inode` by now (a recycled pid, a
+    mount point used again); Denied (CAP_SYS_PTRACE for another user's /proc/PID/ns).
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
+        raise Vanished(f"{path} is gone") from None
+    except PermissionError:
+        raise Denied(f"{path} may not be opened", "CAP_SYS_PTRACE") from None
+    inode = os.fstat(fd).st_ino
+    if inode != expected_inode:
+        os.close(fd)
+        raise Vanished(f"{path} is namespace {inode} now, not {expected_inode}")
+    return fd
+
+
+def netns_inode_at(path: str) -> int | None:
+    """The inode of the network namespace bound at `path`; None where it is anything else, gone or denied.
+
+    `ip netns add` leaves a plain file when its mount fails; namespaces of other types can be bound there too.
+    """
+    try:
+        # O_NONBLOCK: should it be a FIFO, opening must not wait for a writer.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        return None
+    try:
+        return os.fstat(fd).st_ino if fcntl.ioctl(fd, _NS_GET_NSTYPE) == CLONE_NEWNET else None
+    except OSError:
+        return None  # ENOTTY and its like: no namespace file
+    finally:
+        os.close(fd)
+
+
+class inside:  # noqa: N801: reads as a statement
+    """Context: the calling thread is in the namespace of `netns_fd` for the length of the block, then back home.
+
+    Raises: Denied (CAP_SYS_ADMIN), Unsupported (not a network namespace). Where the way back is barred the
+    process ends with status 70: going on would read and report the wrong namespace, and pin it.
+    """
+
+    __slots__ = ("_home_fd", "_netns_fd")
+
+    def __init__(self, netns_fd: int) -> None:
+        self._netns_fd = netns_fd
+        self._home_fd = _home_fd()
+
+    def __enter__(self) -> None:
+        setns(self._netns_fd, CLONE_NEWNET)
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            setns(self._home_fd, CLONE_NEWNET)
+        except (SockscopeError, OSError):
+            os._exit(EXIT_STRANDED)
+
+
+def home_inode() -> int:
+    """The inode of this process's own namespace, which needs no entering and which `inside` comes back to."""
+    return os.fstat(_home_fd()).st_ino
+
+
+def _home_fd() -> int:
+    """The fd of this process's own namespace, opened at the first call in each process."""
+    global _home
+    if _home[0] != os.getpid():
+        _home = (os.getpid(), os.open(_OWN_NETNS_PATH, os.O_RDONLY | os.O_CLOEXEC))
+    return _home[1]

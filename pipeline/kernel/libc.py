@@ -1,0 +1,68 @@
+"""System calls that Python 3.11 lacks, with their errno sorted; the only user of ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from typing import NoReturn
+
+from pipeline.errors import Denied, Unsupported, Vanished
+
+# include/uapi/linux/sched.h
+CLONE_FILES = 0x00000400
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWPID = 0x20000000
+CLONE_NEWNET = 0x40000000
+
+# include/uapi/linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
+_libc.unshare.argtypes = (ctypes.c_int,)
+_libc.prctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+
+
+def setns(fd: int, nstype: int) -> None:
+    """Moves the calling thread, and only it, into the namespace behind `fd`; `nstype` is its CLONE_NEW* or 0.
+
+    Raises: Denied (CAP_SYS_ADMIN over the namespace's user namespace), Vanished (a pidfd whose process ended),
+    Unsupported (`fd` is no namespace of that type). Source: setns(2), kernel/nsproxy.c.
+    """
+    if _libc.setns(fd, nstype) != 0:
+        _raise_sorted("setns", "CAP_SYS_ADMIN")
+
+
+def unshare(flags: int) -> None:
+    """Gives the calling thread its own copies of what the CLONE_* `flags` name.
+
+    Raises: Denied (CAP_SYS_ADMIN), Unsupported; ENOMEM and ENOSPC (too many namespaces) pass as OSError.
+    """
+    if _libc.unshare(flags) != 0:
+        _raise_sorted("unshare", "CAP_SYS_ADMIN")
+
+
+def prctl_set_pdeathsig(signal_number: int) -> None:
+    """Has the kernel send `signal_number` to this process when the *thread* that forked it ends.
+
+    The caller must look at its parent's pid afterwards: a parent that died before this call sends nothing.
+    """
+    if _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
+        _raise_sorted("prctl(PR_SET_PDEATHSIG)", "")
+
+
+def _raise_sorted(call: str, capability: str) -> NoReturn:
+    """Raises the error of ours that fits ctypes' errno; resource errors stay an OSError (the process dies)."""
+    number = ctypes.get_errno()
+    message = f"{call}: {os.strerror(number)}"
+    if number in (errno.EPERM, errno.EACCES):
+        raise Denied(message, capability)
+    if number == errno.ESRCH:
+        raise Vanished(message)
+    if number in (errno.EINVAL, errno.ENOSYS):
+        raise Unsupported(message)
+    raise OSError(number, message)

@@ -1,0 +1,58 @@
+"""Several snapshots of one namespace as one set of changes, so that a commit touches each row once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from pipeline.model.connection import Connection, SocketKey
+from pipeline.model.process import Holding, Process
+from pipeline.model.snapshot import Snapshot
+
+
+@dataclass(slots=True)
+class Change:
+    """What the snapshots of one namespace add up to; `head` is the last of them.
+
+    `base`: the rows are the whole state, what is not in them is gone. Otherwise None (False for a holding) stands for
+    "gone" and absence for "as before".
+    """
+
+    head: Snapshot
+    base: bool
+    connections: dict[SocketKey, Connection | None] = field(default_factory=dict)
+    processes: dict[tuple[int, int], Process | None] = field(default_factory=dict)
+    holdings: dict[Holding, bool] = field(default_factory=dict)
+
+    def add(self, snapshot: Snapshot) -> None:
+        """Puts a later snapshot on top."""
+        self.head = snapshot
+        if snapshot.base:
+            self.base = True
+            self.connections.clear()
+            self.processes.clear()
+            self.holdings.clear()
+        for key in snapshot.gone_connections:
+            self.connections[key] = None
+        for gone in snapshot.gone_processes:
+            self.processes[gone[0], gone[1]] = None
+        for held in snapshot.gone_holdings:
+            self.holdings[held] = False
+        self.connections.update((row[0], row) for row in snapshot.connections)
+        self.processes.update(((row[0], row[1]), row) for row in snapshot.processes)
+        self.holdings.update(dict.fromkeys(snapshot.holdings, True))
+
+
+def combine(snapshots: Iterable[Snapshot]) -> dict[int, Change]:
+    """The changes per namespace inode, from snapshots that `Latest` let through, in that order."""
+    changes: dict[int, Change] = {}
+    for snapshot in snapshots:
+        change = changes.get(snapshot.netns)
+        if change is None or _another_namespace(change.head, snapshot):
+            change = changes[snapshot.netns] = Change(snapshot, snapshot.base)
+        change.add(snapshot)
+    return changes
+
+
+def _another_namespace(before: Snapshot, after: Snapshot) -> bool:
+    return None not in (before.cookie, after.cookie) and before.cookie != after.cookie

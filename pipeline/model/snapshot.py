@@ -1,0 +1,142 @@
+"""What a worker publishes: one generation of one namespace, whole (a base) or as changes to the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pipeline.errors import Malformed
+from pipeline.model.connection import Connection, SocketKey
+from pipeline.model.process import Holding, Process, ProcessKey
+
+SNAPSHOT_VERSION = 1
+
+
+@dataclass(slots=True)
+class Health:
+    """Counts since the worker's start; they travel in every snapshot, so an empty answer differs from a blind one."""
+
+    pids_vanished: int = 0
+    pids_denied: int = 0
+    rows_malformed: int = 0
+    dumps_interrupted: int = 0
+    dumps_denied: int = 0
+    dumps_vanished: int = 0
+    looks: int = 0
+    passes: int = 0
+    passes_late: int = 0
+    messages_dropped: int = 0
+    segment_full: int = 0
+
+    def copy(self) -> Health:
+        return Health(*[getattr(self, name) for name in _HEALTH_NAMES])
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Generation `generation` of one namespace by the worker life `life`.
+
+    `base`: the lists are the whole state. Otherwise they are the changes since `generation - 1`: rows added or
+    changed, and the keys of those gone. Orders by (life, generation). Times are CLOCK_MONOTONIC seconds:
+    `taken_at_s` of the table, `walked_at_s` of the end of the last complete fd pass, None before the first.
+    `denied`: processes that could not be read in the last pass. `source`: sock_diag or proc.
+    """
+
+    role: str
+    netns: int
+    cookie: int | None
+    life: int
+    generation: int
+    base: bool
+    taken_at_s: float
+    walked_at_s: float | None
+    source: str
+    denied: int
+    health: Health
+    connections: Sequence[Connection] = ()
+    gone_connections: Sequence[SocketKey] = ()
+    processes: Sequence[Process] = ()
+    gone_processes: Sequence[ProcessKey] = ()
+    holdings: Sequence[Holding] = ()
+    gone_holdings: Sequence[Holding] = ()
+
+    def to_wire(self) -> dict[str, Any]:
+        """A map of plain values for the codec."""
+        wire = {name: getattr(self, name) for name in _FIELD_NAMES}
+        wire["health"] = [getattr(self.health, name) for name in _HEALTH_NAMES]
+        wire["v"] = SNAPSHOT_VERSION
+        return wire
+
+
+_FIELD_NAMES = tuple(f.name for f in fields(Snapshot))
+_HEALTH_NAMES = tuple(f.name for f in fields(Health))
+_ROW_TYPES: dict[str, type] = {
+    "connections": Connection,
+    "processes": Process,
+    "gone_processes": ProcessKey,
+    "holdings": Holding,
+    "gone_holdings": Holding,
+}
+_SCALAR_TYPES: dict[str, tuple[type, ...]] = {
+    "role": (str,), "netns": (int,), "cookie": (int, type(None)), "life": (int,), "generation": (int,),
+    "base": (bool,), "taken_at_s": (float, int), "walked_at_s": (float, int, type(None)), "source": (str,),
+    "denied": (int,),
+}  # fmt: skip
+
+
+def from_wire(wire: dict[str, Any]) -> Snapshot:
+    """The snapshot in a decoded map; rows become plain tuples of the right width. Raises: Malformed."""
+    if wire.get("v") != SNAPSHOT_VERSION:
+        raise Malformed(f"snapshot version {wire.get('v')!r}, this program reads {SNAPSHOT_VERSION}")
+    values: dict[str, Any] = {}
+    try:
+        for name, types in _SCALAR_TYPES.items():
+            if not isinstance(wire[name], types):
+                raise Malformed(f"snapshot field {name} is a {type(wire[name]).__name__}")
+            values[name] = wire[name]
+        for name, row_type in _ROW_TYPES.items():
+            width = len(row_type._fields)  # type: ignore[attr-defined]
+            rows = [tuple(row) for row in wire[name]]
+            if any(len(row) != width for row in rows):
+                raise Malformed(f"snapshot field {name} has a row that is not {width} wide")
+            values[name] = rows
+        values["gone_connections"] = list(wire["gone_connections"])
+        values["health"] = Health(*wire["health"])
+    except (KeyError, TypeError) as error:
+        raise Malformed(f"snapshot field missing or of a wrong type: {error}") from None
+    return Snapshot(**values)
+
+
+@dataclass(slots=True)
+class FoldedState:
+    """The whole state of one namespace, built from a base and the deltas after it."""
+
+    head: Snapshot
+    connections: dict[SocketKey, Connection] = field(default_factory=dict)
+    processes: dict[tuple[int, int], Process] = field(default_factory=dict)
+    holdings: set[Holding] = field(default_factory=set)
+
+
+def fold(snapshots: Sequence[Snapshot]) -> FoldedState:
+    """A base and the consecutive deltas after it, as one state. Raises: Malformed on a gap or a missing base."""
+    if not snapshots or not snapshots[0].base:
+        raise Malformed("a fold starts with a base")
+    state = FoldedState(snapshots[0])
+    for snapshot in snapshots:
+        if snapshot.base:
+            state.connections.clear()
+            state.processes.clear()
+            state.holdings.clear()
+        elif (snapshot.life, snapshot.generation) != (state.head.life, state.head.generation + 1):
+            raise Malformed(f"generation {snapshot.generation} follows {state.head.generation}")
+        for key in snapshot.gone_connections:
+            state.connections.pop(key, None)
+        for process_key in snapshot.gone_processes:
+            state.processes.pop((process_key[0], process_key[1]), None)
+        state.holdings.difference_update(snapshot.gone_holdings)
+        state.connections.update((row[0], row) for row in snapshot.connections)
+        state.processes.update(((row[0], row[1]), row) for row in snapshot.processes)
+        state.holdings.update(snapshot.holdings)
+        state.head = snapshot
+    return state

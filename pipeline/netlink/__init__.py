@@ -1,0 +1,1 @@
+"""What the kernel tells over netlink; decoding is pure, apart from the sockets."""

@@ -1,0 +1,224 @@
+"""The aggregator: merges what workers publish and answers queries. The only process with the store.
+
+It can die at any time: its successor reads the roster and every segment and is complete again.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from functools import partial
+
+from pipeline.board import CPU_NS, Slot
+from pipeline.clock import Clock
+from pipeline.codec import decode_map
+from pipeline.config import Config, group_id
+from pipeline.errors import Malformed, Vanished
+from pipeline.kernel.support import host_name
+from pipeline.merge.latest import Latest, Verdict
+from pipeline.model.snapshot import Snapshot, from_wire
+from pipeline.query import answer_bytes, refuse_bytes
+from pipeline.roles.control import Control
+from pipeline.roles.roster import Roster, read_roster
+from pipeline.roles.usage import UsageMeter
+from pipeline.segment import read_segment
+from pipeline.store import Reader, Store
+from pipeline.transport.ingest import Puller
+from pipeline.transport.poller import Poller
+from pipeline.transport.query_socket import QueryFront
+
+_log = logging.getLogger(__name__)
+
+# Snapshots that arrive within this time become one commit: fewer transactions for the price of a little age.
+_BATCH_S = 0.05
+_MAX_BATCH = 1024
+_TICK_S = 1.0
+_QUERY_THREADS = 4
+# How soon a query front that has more to do is asked again.
+_PUMP_AGAIN_S = 0.05
+
+
+class Aggregator:
+    """One run of it. `run` returns when told to stop or when the supervisor has gone."""
+
+    def __init__(
+        self, control: Control, slot: Slot, config: Config, runtime_dir: str, roster_path: str, clock: Clock
+    ) -> None:
+        self._control = control
+        self._slot = slot
+        self._config = config
+        self._runtime_dir = runtime_dir
+        self._roster_path = roster_path
+        self._clock = clock
+        self._latest = Latest()
+        self._segments: dict[int, str] = {}
+        self._new_roster: Roster | None = None
+        self._usage = UsageMeter(clock)
+        self._poller = Poller()
+        self._front: QueryFront | None = None
+        self._puller = Puller(f"{runtime_dir}/ingest.ipc")
+        self._store = Store(
+            f"{runtime_dir}/state.db",
+            secrets.token_hex(8),
+            config.agent.host_name or host_name(),
+            clock,
+            config.workers.stale_after_s,
+        )
+        self._pids: list[int] = []
+        self._malformed = self._denied = 0
+        self._stopped = False
+
+    def run(self) -> None:
+        self._poller.register(self._control.fileno())
+        self._read_roster()
+        self._merge(self._read_segments())
+        next_tick_s = self._clock.monotonic_s()
+        merged_s = next_tick_s - _BATCH_S
+        listening = pump_again = False
+        while not self._stopped:
+            now_s = self._clock.monotonic_s()
+            if not listening and now_s >= merged_s + _BATCH_S:
+                self._poller.register(self._puller.socket)
+                listening = True
+            wake_s = next_tick_s if listening else min(next_tick_s, merged_s + _BATCH_S)
+            ready = self._poller.wait(max(0.0, min(wake_s - now_s, _PUMP_AGAIN_S if pump_again else _TICK_S)))
+            if self._control.fileno() in ready:
+                self._obey()
+            if self._front is not None:
+                pump_again = self._front.pump()
+            if self._puller.socket in ready:
+                self._merge(self._decode(self._puller.drain(_MAX_BATCH)))
+                # News that comes within the next moments is merged together.
+                merged_s = self._clock.monotonic_s()
+                self._poller.unregister(self._puller.socket)
+                listening = False
+            if self._clock.monotonic_s() >= next_tick_s:
+                next_tick_s = self._clock.monotonic_s() + _TICK_S
+                self._tick()
+        self._close()
+
+    def _merge(self, snapshots: list[Snapshot]) -> None:
+        """One commit. A snapshot that cannot be stored is dropped and counted, the others are not."""
+        roster, self._new_roster = self._new_roster, None
+        try:
+            commit = self._store.apply(snapshots, roster.namespaces if roster is not None else None)
+        except ValueError as error:
+            self._new_roster = roster
+            if len(snapshots) == 1:
+                self._count_malformed(error)
+                # What follows it is a gap then, and its segment is read.
+                self._latest.forget(snapshots[0].netns)
+            else:
+                for snapshot in snapshots:
+                    self._merge([snapshot])
+            return
+        for netns in commit.removed:
+            self._latest.forget(netns)
+        if roster is not None:
+            self._denied = roster.denied
+            self._store.set_workers(roster.workers)
+            self._pids = [worker.pid for worker in roster.workers]
+        if self._store.ready and self._front is None:
+            self._open_front()
+
+    def _open_front(self) -> None:
+        """Queries are answered from the first complete state on, not before: half an answer is a wrong one."""
+        query = self._config.query
+        state_path = self._store.path
+        self._front = QueryFront(
+            f"{self._runtime_dir}/query.ipc",
+            lambda: partial(answer_bytes, Reader(state_path, self._clock, query.sql_timeout_s)),
+            refuse=refuse_bytes,
+            threads=_QUERY_THREADS,
+            max_request_bytes=query.max_request_bytes,
+            gid=group_id(self._config),
+        )
+        for socket in self._front.poll_sockets:
+            self._poller.register(socket)
+        self._control.send({"op": "ready", "namespaces": len(self._segments)}, self._clock.monotonic_s())
+
+    def _tick(self) -> None:
+        if self._new_roster is not None:
+            self._merge([])
+        self._store.tick()
+        self._store.set_losses(
+            {
+                "processes_denied": self._denied,
+                "messages_malformed": self._malformed,
+                "ingest_garbage": self._puller.garbage,
+                "queries_garbage": self._front.garbage if self._front else 0,
+                "queries_refused": self._front.refused if self._front else 0,
+                "answers_lost": self._front.answers_lost if self._front else 0,
+            }
+        )
+        usage = self._usage.measure_if_due(self._pids)
+        if usage is not None:
+            self._store.set_usage(usage)
+        # The main thread alone: query work is not the pipeline's.
+        self._slot[CPU_NS] = time.thread_time_ns()
+
+    def _count_malformed(self, error: Exception) -> None:
+        self._malformed += 1
+        _log.warning("a message was dropped: %s", error)
+
+    def _close(self) -> None:
+        if self._front is not None:
+            self._front.close()
+        self._puller.close()
+        self._store.close()
+
+    def _obey(self) -> None:
+        messages = self._control.receive()
+        if messages is None or any(message["op"] == "stop" for message in messages):
+            self._stopped = True
+        elif messages:
+            self._read_roster()
+
+    def _read_roster(self) -> None:
+        """Takes the newest roster, to be written with the next merge."""
+        try:
+            self._new_roster = read_roster(self._roster_path)
+        except (Vanished, Malformed) as error:
+            _log.warning("no roster: %s", error)
+            return
+        self._segments = {row.netns: row.segment for row in self._new_roster.namespaces}
+
+    def _read_segments(self) -> list[Snapshot]:
+        """What every segment of the roster holds, as far as it is new."""
+        return [snapshot for netns in self._segments for snapshot in self._read_segment(netns)]
+
+    def _read_segment(self, netns: int) -> list[Snapshot]:
+        path = self._segments.get(netns)
+        if path is None:
+            return []
+        try:
+            payloads = read_segment(path).payloads
+        except Vanished:
+            return []  # a new worker that has not published yet
+        except Malformed as error:
+            _log.warning("a segment cannot be read: %s", error, extra={"netns": netns})
+            return []
+        found = [self._from_payload(payload) for payload in payloads]
+        return [one for one in found if one is not None and self._latest.offer(one) is Verdict.APPLY]
+
+    def _decode(self, messages: list[bytes]) -> list[Snapshot]:
+        """The snapshots that are new, in order; where one before it is missing, the segment's instead."""
+        wanted: list[Snapshot] = []
+        for message in messages:
+            snapshot = self._from_payload(message)
+            if snapshot is None:
+                continue
+            verdict = self._latest.offer(snapshot)
+            if verdict is Verdict.APPLY:
+                wanted.append(snapshot)
+            elif verdict is Verdict.GAP:
+                wanted += self._read_segment(snapshot.netns)
+        return wanted
+
+    def _from_payload(self, payload: bytes) -> Snapshot | None:
+        try:
+            return from_wire(decode_map(payload))
+        except Malformed as error:
+            self._count_malformed(error)
+            return None

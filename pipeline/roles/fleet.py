@@ -1,0 +1,266 @@
+"""The netns workers: which one serves which namespace, starting, restarting with back-off, killing the stuck."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline.board import ANSWERED, CPU_NS, DEBT_NS, DUMP_STARTED_NS, Board
+from pipeline.config import Config
+from pipeline.discover import Membership
+from pipeline.model.netns import Netns, RosterRow, WorkerRow
+from pipeline.roles.child import Child, Forked
+from pipeline.roles.control import Control, assignment, member_messages
+from pipeline.segment import InstanceFolder
+from pipeline.walk.budget import share_out
+
+_log = logging.getLogger(__name__)
+
+ROLE = "netns"
+# A worker that takes none of its orders for so long, or stays inside one dump for so long, is killed.
+_BACKLOG_LIMIT_S = 30.0
+_DUMP_LIMIT_S = 5.0
+# The limit for a namespace that is gone: the dump is what keeps it, and its devices, alive.
+_GONE_DUMP_LIMIT_S = 0.5
+# How long a worker that was told to stop may take.
+_END_LIMIT_S = 2.0
+_NEED_WINDOW_S = 5.0
+
+# Starts a worker process: (its end of the control line, its slot, netns for its log lines) -> process.
+StartWorker = Callable[[Control, int, int | None], Forked]
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker and the namespaces it serves. `lives`: of each, which start of a walk this is."""
+
+    index: int
+    child: Child
+    namespaces: dict[int, Netns] = field(default_factory=dict)
+    lives: dict[int, int] = field(default_factory=dict)
+    share: float = 0.0
+    used_cpu_ns: int = 0
+    ending_since_s: float | None = None
+    killed_pid: int = 0
+
+
+class Fleet:
+    """All netns workers. Its caller tells it what discovery found, and calls `tend` often."""
+
+    def __init__(
+        self, config: Config, folder: InstanceFolder, board: Board, slots: int, start: StartWorker
+    ) -> None:
+        """`slots`: how many of the board's are for workers, from 0 on."""
+        self._config = config
+        self._slots = slots
+        self._folder = folder
+        self._board = board
+        self._segment_paths: dict[int, str] = {}
+        # Counts what the roster shows of namespaces and workers, but for the gate's proofs.
+        self.changes = 0
+        self._start = start
+        self._workers: dict[int, Worker] = {}
+        self._serving: dict[int, Worker] = {}
+        self._checked_s: dict[int, float] = {}
+        self._lives = itertools.count(1)
+        # The newest order to look at each namespace, by number.
+        self._ordered: dict[int, int] = {}
+        self._orders = itertools.count(1)
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(self._workers.values())
+
+    def add(self, netns: Netns, now_s: float) -> None:
+        """Gives a new namespace to a new worker, or, above `workers.max`, to the one with the fewest."""
+        self.changes += 1
+        staying = [worker for worker in self._workers.values() if worker.ending_since_s is None]
+        free = next((index for index in range(self._slots) if index not in self._workers), None)
+        if free is not None and len(staying) < self._config.workers.max:
+            worker = self._workers[free] = Worker(free, Child(self._config.workers.restart_backoff_s))
+        else:
+            # One that is just ending is started again for it once it is reaped.
+            worker = min(staying or self._workers.values(), key=lambda one: len(one.namespaces))
+        worker.namespaces[netns.inode] = netns
+        self._serving[netns.inode] = worker
+        if worker.child.control is not None:
+            for order in self._assignment(worker, netns):
+                worker.child.control.send(order, now_s)
+
+    def remove(self, inode: int, now_s: float) -> None:
+        """The namespace is gone: its worker forgets it, and ends when it has no other."""
+        self.changes += 1
+        worker = self._serving.pop(inode)
+        del worker.namespaces[inode]
+        worker.lives.pop(inode, None)
+        self._checked_s.pop(inode, None)
+        self._ordered.pop(inode, None)
+        self._folder.unlink(segment_name(inode))
+        self._segment_paths.pop(inode, None)
+        if worker.child.control is None:
+            if not worker.namespaces:
+                del self._workers[worker.index]
+            return
+        worker.child.control.send({"op": "drop", "netns": inode}, now_s)
+        if not worker.namespaces:
+            worker.ending_since_s = now_s
+            worker.child.control.send({"op": "stop"}, now_s)
+        if self._dump_age_s(worker, now_s) > _GONE_DUMP_LIMIT_S:
+            self._kill(worker, f"is inside a dump while namespace {inode} is gone")
+
+    def update(self, netns: Netns, members: Membership | None, now_s: float) -> None:
+        """Tells the worker how a namespace's tasks (None: not at all) and mounts changed."""
+        self.changes += 1
+        worker = self._serving[netns.inode]
+        before, worker.namespaces[netns.inode] = worker.namespaces[netns.inode], netns
+        if worker.child.control is None:
+            return
+        if before.mounts != netns.mounts:
+            worker.child.control.send({"op": "mounts", "netns": netns.inode, "mounts": netns.mounts}, now_s)
+        if members is not None:
+            for message in member_messages(netns.inode, members.added, members.removed):
+                worker.child.control.send(message, now_s)
+
+    def order_looks(self, inodes: list[int], now_s: float) -> None:
+        """Has these namespaces looked at now."""
+        orders: dict[int, list[int]] = {}
+        number = next(self._orders)
+        for inode in inodes:
+            self._ordered[inode] = number
+            orders.setdefault(self._serving[inode].index, []).append(inode)
+        for index, wanted in orders.items():
+            control = self._workers[index].child.control
+            # Orders do not pile up before a worker that is not reading: it will look when it is told again.
+            if control is not None and control.backlog_since_s is None:
+                control.send({"op": "look", "netns": wanted, "order": number}, now_s)
+
+    def proven(self, inode: int, now_s: float) -> None:
+        """The gate found proof that nothing changed since the last look it asked for: that says something of what
+        we know only if the look was taken."""
+        if self._board.slot(self._serving[inode].index)[ANSWERED] >= self._ordered[inode]:
+            self._checked_s[inode] = now_s
+
+    def tend(self, now_s: float) -> None:
+        """Sends what waits, kills who is stuck, reaps who died, starts who is due."""
+        for worker in list(self._workers.values()):
+            control = worker.child.control
+            if control is None:
+                if now_s >= worker.child.start_at_s:
+                    self._launch(worker, now_s)
+                continue
+            control.flush(now_s)
+            backlog_s = control.backlog_since_s
+            if backlog_s is not None and now_s - backlog_s > _BACKLOG_LIMIT_S:
+                self._kill(worker, "takes no orders")
+            elif self._dump_age_s(worker, now_s) > _DUMP_LIMIT_S:
+                self._kill(worker, "is stuck inside a dump")
+            elif worker.ending_since_s is not None and now_s - worker.ending_since_s > _END_LIMIT_S:
+                self._kill(worker, "does not end")
+            self._reap(worker, now_s)
+
+    def set_shares(self, total: float, period_s: float, now_s: float) -> None:
+        """Shares out `total` (CPU seconds per second) by what each worker used and owes since the last call."""
+        alive = [worker for worker in self._workers.values() if worker.child.control is not None]
+        needs = []
+        for worker in alive:
+            slot = self._board.slot(worker.index)
+            used_ns, worker.used_cpu_ns = slot[CPU_NS] - worker.used_cpu_ns, slot[CPU_NS]
+            needs.append(used_ns / 1e9 / period_s * 1.25 + slot[DEBT_NS] / 1e9 / _NEED_WINDOW_S)
+        for worker, share in zip(alive, share_out(total, needs), strict=True):
+            if abs(share - worker.share) > 0.1 * worker.share:
+                worker.share = share
+                assert worker.child.control is not None
+                worker.child.control.send({"op": "share", "cpu": share}, now_s)
+
+    def roster_rows(self) -> list[RosterRow]:
+        """A row per namespace, by inode."""
+        return [
+            RosterRow(
+                inode,
+                list(worker.namespaces[inode].names),
+                worker.child.pid,
+                worker.lives.get(inode, 0),
+                "walking" if worker.child.pid else "restarting",
+                self._segment_path(inode),
+                self._checked_s.get(inode, 0.0),
+            )
+            for inode, worker in sorted(self._serving.items())
+        ]
+
+    def worker_rows(self) -> list[WorkerRow]:
+        return [
+            WorkerRow(
+                ROLE,
+                worker.child.pid,
+                sorted(worker.namespaces),
+                "running" if worker.child.pid else "restarting",
+                worker.child.restarts,
+                round(worker.share, 4),
+            )
+            for worker in self._workers.values()
+        ]
+
+    def fds(self) -> list[int]:
+        """Our ends of the lines to the workers and their pidfds: nothing for another child."""
+        return [fd for worker in self._workers.values() for fd in worker.child.fds()]
+
+    def _launch(self, worker: Worker, now_s: float) -> None:
+        self.changes += 1
+        self._board.reset(worker.index)
+        worker.used_cpu_ns = 0
+        worker.ending_since_s = None
+        worker.share = self._config.budget.cpu_percent / 100 / len(self._workers)
+        only = next(iter(worker.namespaces)) if len(worker.namespaces) == 1 else None
+        orders: list[dict[str, Any]] = [{"op": "share", "cpu": worker.share}]
+        for netns in worker.namespaces.values():
+            orders += self._assignment(worker, netns)
+        control = worker.child.start(lambda theirs: self._start(theirs, worker.index, only), now_s)
+        for order in orders:
+            control.send(order, now_s)
+
+    def _assignment(self, worker: Worker, netns: Netns) -> list[dict[str, Any]]:
+        life = worker.lives[netns.inode] = next(self._lives)
+        segment = self._segment_path(netns.inode)
+        order = self._ordered[netns.inode] = next(self._orders)
+        # Starts are spread over the length of a pass, or all workers would wake together.
+        delay_s = random.uniform(0, self._config.walk.target_s)
+        return assignment(netns.inode, life, segment, netns.mounts, sorted(netns.tasks), order, delay_s)
+
+    def _segment_path(self, inode: int) -> str:
+        path = self._segment_paths.get(inode)
+        if path is None:
+            path = self._segment_paths[inode] = self._folder.path_of(segment_name(inode))
+        return path
+
+    def _reap(self, worker: Worker, now_s: float) -> None:
+        ended = worker.child.reap(now_s)
+        if ended is None:
+            return
+        self.changes += 1
+        if not worker.namespaces:
+            del self._workers[worker.index]
+            return
+        _log.warning(
+            "the worker of %d namespaces ended (%s); starting it again in %.1f s",
+            len(worker.namespaces),
+            ended,
+            worker.child.start_at_s - now_s,
+        )
+
+    def _kill(self, worker: Worker, why: str) -> None:
+        if worker.killed_pid == worker.child.pid:
+            return  # it is on its way out
+        worker.killed_pid = worker.child.pid
+        _log.warning("worker %d %s: killed", worker.child.pid, why)
+        worker.child.kill()
+
+    def _dump_age_s(self, worker: Worker, now_s: float) -> float:
+        started_ns = self._board.slot(worker.index)[DUMP_STARTED_NS]
+        return now_s - started_ns / 1e9 if started_ns else 0.0
+
+
+def segment_name(inode: int) -> str:
+    return f"{ROLE}-{inode}"

@@ -1,0 +1,252 @@
+"""The netns worker: looks when told, walks at its own pace, publishes. One process, one or a few namespaces.
+
+It lives in the host's namespace and enters another only for the length of one dump.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.board import ANSWERED, BLOCKS, CPU_NS, DEBT_NS, DUMP_STARTED_NS, LOOKS, Slot
+from pipeline.clock import Clock
+from pipeline.codec import encode
+from pipeline.config import Config
+from pipeline.errors import Denied, Unsupported, Vanished
+from pipeline.kernel.enter import home_inode
+from pipeline.model.process import Task
+from pipeline.procfs.root import ProcRoot
+from pipeline.roles.control import Control, assignment
+from pipeline.segment import SegmentFull, SegmentWriter
+from pipeline.walk.budget import CpuBudget
+from pipeline.walk.namespace import NamespaceWalk
+from pipeline.walk.pacer import Pacing
+from pipeline.walk.reading import TableReader
+
+_log = logging.getLogger(__name__)
+
+# A first look at a great namespace stops after so much CPU time and goes on later: others wait behind it.
+_LOOK_LIMIT_CPU_S = 0.25
+# After a full /dev/shm, how long until a whole base is packed and tried again.
+_SEGMENT_RETRY_S = 5.0
+# CPython specialises code after it ran eight times.
+_REHEARSALS = 10
+
+
+@dataclass(slots=True)
+class _Assigned:
+    walk: NamespaceWalk
+    segment: SegmentWriter
+    life: int
+    published_s: float = 0.0
+    segment_retry_s: float = 0.0
+    told_denied: bool = False
+
+
+class NetnsWorker:
+    """One worker. Made before the fork, with a walk for its first namespace: what making them touches stays
+    memory that all workers share."""
+
+    _control: Control
+    _slot: Slot
+    _send: Callable[[bytes], bool]
+
+    def __init__(self, config: Config, clock: Clock) -> None:
+        self._config = config
+        self._clock = clock
+        self._root = ProcRoot(config.agent.proc_root)
+        self._budget = CpuBudget(config.budget.cpu_percent / 100, clock.monotonic_s())
+        self._assigned: dict[int, _Assigned] = {}
+        self._pending_looks: dict[int, None] = {}
+        self._order = 0
+        self._stopped = False
+        self._spare: _Assigned | None = self._make_walk()
+
+    def attach(self, control: Control, slot: Slot, send: Callable[[bytes], bool]) -> None:
+        """In the child: its line to the supervisor, its slot, and what publishes (False: dropped)."""
+        self._control = control
+        self._slot = slot
+        self._send = send
+
+    def run(self) -> None:
+        """Returns when told to stop or when the supervisor has gone."""
+        while not self._stopped:
+            if self._control.wait(self._sleep_s()):
+                self._obey_all()
+            self._work()
+
+    def _sleep_s(self) -> float | None:
+        """How long there is nothing to do; None: until told."""
+        now_s = self._clock.monotonic_s()
+        if self._pending_looks:
+            return self._budget.ready_s(now_s) - now_s
+        if not self._assigned:
+            return None
+        due_s = min(entry.walk.pacer.due_s for entry in self._assigned.values())
+        return max(due_s, self._budget.ready_s(now_s)) - now_s
+
+    def _work(self) -> None:
+        """One look or one block, whichever is due, if the budget allows."""
+        now_s = self._clock.monotonic_s()
+        if self._budget.ready_s(now_s) > now_s:
+            return
+        began_cpu_s = self._clock.cpu_s()
+        if self._pending_looks:
+            netns = next(iter(self._pending_looks))
+            del self._pending_looks[netns]
+            self._look(netns)
+            if not self._pending_looks:
+                self._slot[ANSWERED] = self._order
+        else:
+            self._walk_due_block(now_s)
+        used_cpu_s = self._clock.cpu_s()
+        now_s = self._clock.monotonic_s()
+        self._budget.charge(used_cpu_s - began_cpu_s, now_s)
+        self._slot[CPU_NS] = int(used_cpu_s * 1e9)
+        self._slot[DEBT_NS] = int(self._budget.debt_cpu_s(now_s) * 1e9)
+
+    def _look(self, netns: int) -> None:
+        entry = self._assigned.get(netns)
+        if entry is None:
+            return
+        walk = entry.walk
+        try:
+            walk.look(_LOOK_LIMIT_CPU_S)
+        except Vanished:
+            # On its way out: the supervisor will say so.
+            walk.health.dumps_vanished += 1
+        except (Denied, Unsupported) as error:
+            walk.health.dumps_denied += 1
+            if not entry.told_denied:
+                _log.warning("the tables may not be read: %s", error, extra={"netns": netns})
+            entry.told_denied = True
+        else:
+            self._slot[LOOKS] += 1
+            if walk.look_again:
+                self._pending_looks[netns] = None
+        self._publish(netns, entry)
+
+    def _walk_due_block(self, now_s: float) -> None:
+        netns, entry = min(
+            self._assigned.items(), key=lambda item: item[1].walk.pacer.due_s, default=(0, None)
+        )
+        if entry is None or entry.walk.pacer.due_s > now_s:
+            return
+        ended = entry.walk.walk_block()
+        self._slot[BLOCKS] += 1
+        if entry.walk.has_changes and (ended or now_s - entry.published_s >= self._config.tables.interval_s):
+            self._publish(netns, entry)
+
+    def _publish(self, netns: int, entry: _Assigned) -> None:
+        """Commits the next generation to the segment, then sends it."""
+        now_s = self._clock.monotonic_s()
+        entry.published_s = now_s
+        snapshot = entry.walk.take_snapshot()
+        payload = encode(snapshot.to_wire())
+        committed = False
+        if now_s >= entry.segment_retry_s:
+            try:
+                if snapshot.base:
+                    entry.segment.write_base(entry.life, snapshot.generation, payload)
+                elif entry.segment.wants_base:
+                    base = encode(entry.walk.base().to_wire())
+                    entry.segment.write_base(entry.life, snapshot.generation, base)
+                else:
+                    entry.segment.append(entry.life, snapshot.generation, payload)
+                committed = True
+            except SegmentFull as error:
+                if entry.walk.health.segment_full == 0:
+                    _log.warning("%s: %s", error, error.hint, extra={"netns": netns})
+                entry.walk.health.segment_full += 1
+                entry.segment_retry_s = now_s + _SEGMENT_RETRY_S
+                # An aggregator that starts now has nothing to read: the next message must be whole.
+                entry.walk.want_base()
+        if not self._send(payload):
+            entry.walk.health.messages_dropped += 1
+            if not committed:
+                entry.walk.want_base()  # this generation is nowhere: the next one must be whole
+
+    def _obey_all(self) -> None:
+        messages = self._control.receive()
+        if messages is None:
+            self._stopped = True
+        for message in messages or ():
+            getattr(self, "_obey_" + message["op"])(message)
+
+    def _make_walk(self) -> _Assigned:
+        """A walk of no namespace yet."""
+        tables, walk = self._config.tables, self._config.walk
+        pacing = Pacing(
+            walk.fd_block,
+            walk.period_initial_ms / 1000,
+            walk.period_min_ms / 1000,
+            walk.period_max_ms / 1000,
+            walk.target_s,
+            walk.late_factor,
+        )
+        reader = TableReader(self._root, 0, tables.source, self._clock, self._mark_dump)
+        return _Assigned(NamespaceWalk(0, self._root, reader, pacing, self._clock), SegmentWriter(""), 0)
+
+    def _obey_assign(self, message: dict[str, Any]) -> None:
+        entry, self._spare = self._spare or self._make_walk(), None
+        entry.life, entry.segment.path = message["life"], message["segment"]
+        start_s = self._clock.monotonic_s() + message["delay_s"]
+        entry.walk.begin(message["netns"], message["life"], start_s)
+        entry.walk.mounts = tuple(message["mounts"])
+        entry.walk.set_members([Task(*task) for task in message["tasks"]], ())
+        self._assigned[message["netns"]] = entry
+
+    def _obey_members(self, message: dict[str, Any]) -> None:
+        entry = self._assigned[message["netns"]]
+        entry.walk.set_members(
+            [Task(*task) for task in message["added"]], [Task(*task) for task in message["removed"]]
+        )
+
+    def _obey_mounts(self, message: dict[str, Any]) -> None:
+        self._assigned[message["netns"]].walk.mounts = tuple(message["mounts"])
+
+    def _obey_look(self, message: dict[str, Any]) -> None:
+        self._pending_looks.update(dict.fromkeys(message["netns"]))
+        self._order = message["order"]
+
+    def _obey_share(self, message: dict[str, Any]) -> None:
+        self._budget.set_share(message["cpu"], self._clock.monotonic_s())
+
+    def _obey_drop(self, message: dict[str, Any]) -> None:
+        entry = self._assigned.pop(message["netns"], None)
+        self._pending_looks.pop(message["netns"], None)
+        if entry is not None:
+            entry.segment.close()
+
+    def _obey_stop(self, message: dict[str, Any]) -> None:
+        self._stopped = True
+
+    def _mark_dump(self, inside: bool) -> None:
+        """Notes on the board that a socket of a namespace is open: the supervisor kills who stays there."""
+        self._slot[DUMP_STARTED_NS] = int(self._clock.monotonic_s() * 1e9) if inside else 0
+
+
+def rehearse(config: Config, clock: Clock, slot: Slot, segment: str) -> None:
+    """Does a few times in the supervisor what its workers will do for ever: looks at and walks our own process.
+
+    What CPython writes the first times (specialised bytecode, caches) is then shared by all workers instead of
+    copied into each. Leaves nothing behind but a segment at `segment`.
+    """
+    ours, theirs = Control.pair()
+    worker = NetnsWorker(config, clock)
+    worker.attach(theirs, slot, lambda payload: True)
+    netns, task = home_inode(), Task(os.getpid(), os.getpid())
+    for order in assignment(netns, 1, segment, (), [task], 0, 0.0):
+        ours.send(order, clock.monotonic_s())
+    worker._obey_all()
+    for _ in range(_REHEARSALS):
+        worker._look(netns)
+        while not worker._assigned[netns].walk.walk_block():
+            pass
+    ours.send({"op": "drop", "netns": netns}, clock.monotonic_s())
+    worker._obey_all()
+    ours.close()
+    theirs.close()

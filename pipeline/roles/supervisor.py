@@ -1,0 +1,367 @@
+"""The supervisor: discovers namespaces, keeps the gate, forks and reaps, shares out the CPU budget.
+
+It never has a ZeroMQ context (a forked child would see it as its own), and forks from its main thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import select
+import signal
+import socket
+
+from pipeline.board import CPU_NS, Board
+from pipeline.clock import Clock, SystemClock
+from pipeline.config import Config, Loaded, group_id
+from pipeline.discover import Discovery, diff
+from pipeline.errors import Denied, SockscopeError
+from pipeline.gate import Counters, Gate, GateSettings, Verdict, read_counters
+from pipeline.kernel.enter import inside, open_netns
+from pipeline.model.netns import Netns, NetnsInode, WorkerRow
+from pipeline.model.process import Task
+from pipeline.procfs.root import ProcRoot
+from pipeline.roles.child import Child, Forked, Process, assert_forking, start_child
+from pipeline.roles.control import Control
+from pipeline.roles.fleet import Fleet
+from pipeline.roles.log_relay import start_relay
+from pipeline.roles.netns_worker import NetnsWorker, rehearse
+from pipeline.roles.nursery import Nursery, NurseryLost
+from pipeline.roles.rights import missing_rights
+from pipeline.roles.roster import SEGMENT_NAME, Roster, RosterWriter
+from pipeline.roles.runtime_dir import RuntimeDir
+from pipeline.segment import InstanceFolder, SegmentFull, sweep
+from pipeline.transport.ingest import Pusher
+
+_log = logging.getLogger(__name__)
+
+_STOP_LIMIT_S = 3.0
+_SHARE_PERIOD_S = 2.0
+# Of the budget, at least so much is for the workers, whatever supervisor and aggregator use.
+_WORKERS_PART = 0.2
+# Workers that are told to end still hold their slot for a moment.
+_SPARE_SLOTS = 8
+# How often namespaces may come due at the gate.
+_GATE_PERIOD_S = 0.25
+_TELL_AGAIN_S = 60.0
+_ROSTER_PERIOD_S = 1.0
+
+
+def run(
+    loaded: Loaded, *, only_netns: tuple[str, ...] = (), duration_s: float | None = None, strict: bool = False
+) -> int:
+    """The whole pipeline, until a signal or for `duration_s`; returns the exit code.
+
+    Raises: Taken, Denied, ConfigError, when it cannot start.
+    """
+    config = loaded.config
+    gid = group_id(config)
+    assert_forking()
+    missing = missing_rights()
+    if missing and strict:
+        raise Denied(f"not every process may be read: missing {missing}", missing)
+    _raise_file_limit()
+    runtime_dir = RuntimeDir.acquire(config.agent.runtime_dir, gid)
+    folder = None
+    try:
+        swept = sweep()
+        folder = InstanceFolder.create()
+        runtime_dir.link_segments(folder.path)
+        relay = start_relay(config.agent.log_level, config.agent.log_file or None)
+        try:
+            if swept:
+                _log.info("removed the segments of %d instances that were killed", len(swept))
+            if missing:
+                _log.warning(
+                    "only processes of user %d can be read in full: missing %s", os.geteuid(), missing
+                )
+            Supervisor(config, only_netns, runtime_dir, folder, relay.records.reader_fd, SystemClock()).run(
+                duration_s
+            )
+        finally:
+            relay.stop()
+    finally:
+        if folder is not None:
+            folder.remove()
+        runtime_dir.release()
+    return 0
+
+
+class Supervisor:
+    """One run of the pipeline."""
+
+    def __init__(
+        self,
+        config: Config,
+        only_netns: tuple[str, ...],
+        runtime_dir: RuntimeDir,
+        folder: InstanceFolder,
+        relay_fd: int,
+        clock: Clock,
+    ) -> None:
+        self._config = config
+        self._runtime_dir = runtime_dir
+        self._folder = folder
+        self._relay_fd = relay_fd
+        self._clock = clock
+        self._root = ProcRoot(config.agent.proc_root)
+        discovery, tables = config.discovery, config.tables
+        self._discovery = Discovery(
+            self._root, discovery.mount_dirs, only_netns or discovery.include, discovery.exclude
+        )
+        self._known: dict[NetnsInode, Netns] = {}
+        self._gate = Gate(GateSettings(tables.interval_s, tables.idle_interval_s, tables.full_interval_s))
+        worker_slots = config.workers.max + _SPARE_SLOTS
+        self._board = Board(worker_slots + 1)
+        self._aggregator = Child(config.workers.restart_backoff_s)
+        self._aggregator_index = worker_slots
+        self._nursery: Nursery | None = None
+        self._fleet = Fleet(config, folder, self._board, worker_slots, self._fork_worker)
+        self._roster = RosterWriter(folder.path_of(SEGMENT_NAME))
+        self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._pid = os.getpid()
+        self._stopping = False
+        self._began_s = clock.monotonic_s()
+        self._charged_cpu_s = 0.0
+        self._told_full_s = self._rostered_s = float("-inf")
+        self._rostered = -1
+
+    def run(self, duration_s: float | None) -> None:
+        """Returns after a signal or `duration_s`, with every child ended."""
+        signal.set_wakeup_fd(self._wake_w, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        # The first of all, while there is little to inherit.
+        self._nursery = self._start_nursery()
+        try:
+            self._loop(self._began_s + duration_s if duration_s is not None else float("inf"))
+        finally:
+            self._stop_children()
+            self._roster.close()
+            signal.set_wakeup_fd(-1)
+            os.close(self._wake_r)
+            os.close(self._wake_w)
+
+    def _loop(self, end_s: float) -> None:
+        scan_s = gate_s = share_s = self._clock.monotonic_s()
+        while not self._stopping and (now_s := self._clock.monotonic_s()) < end_s:
+            if now_s >= scan_s:
+                self._discover(now_s)
+                scan_s = now_s + self._config.discovery.interval_s
+            if now_s >= gate_s:
+                self._check_gate(now_s)
+                gate_s = now_s + min(self._config.tables.interval_s, _GATE_PERIOD_S)
+            if now_s >= share_s + _SHARE_PERIOD_S:
+                self._share_out(now_s - share_s, now_s)
+                share_s = now_s
+            self._tend_workers(now_s)
+            self._tend_aggregator(now_s)
+            self._write_roster(now_s)
+            self._wait(min(scan_s, gate_s, end_s) - self._clock.monotonic_s())
+
+    def _discover(self, now_s: float) -> None:
+        found = self._discovery.scan(now_s)
+        changes = diff(self._known, found)
+        before, self._known = self._known, found
+        for inode in changes.gone:
+            self._fleet.remove(inode, now_s)
+            self._gate.remove(inode)
+        for inode in changes.appeared:
+            self._fleet.add(found[inode], now_s)
+            self._gate.add(inode, now_s)
+        for inode in (changes.members.keys() | set(changes.remounted)) & before.keys():
+            self._fleet.update(found[inode], changes.members.get(inode), now_s)
+        for inode in changes.members.keys() & before.keys():
+            self._gate.members_changed(inode, now_s)
+
+    def _check_gate(self, now_s: float) -> None:
+        looks: list[int] = []
+        for inode in self._gate.due(now_s):
+            verdict = self._gate.check(inode, self._read_counters(self._known[NetnsInode(inode)]), now_s)
+            if verdict is Verdict.LOOK:
+                looks.append(inode)
+            elif verdict is Verdict.UNCHANGED:
+                self._fleet.proven(inode, now_s)
+        self._fleet.order_looks(looks, now_s)
+
+    def _read_counters(self, netns: Netns) -> Counters | None:
+        """The gate's counters; of a namespace without processes, from inside it. None: they cannot be read."""
+        if netns.tasks or not netns.mounts:
+            return read_counters(self._root, netns.tasks)
+        try:
+            netns_fd = open_netns(netns.mounts[0], netns.inode)
+        except SockscopeError:
+            return None  # the next scan, or the look that follows, says what became of it
+        try:
+            with inside(netns_fd):
+                # Our own /proc/PID/net is that of the main thread, which is where we are.
+                return read_counters(ProcRoot(), [Task(os.getpid(), os.getpid())])
+        except SockscopeError:
+            return None
+        finally:
+            os.close(netns_fd)
+
+    def _share_out(self, period_s: float, now_s: float) -> None:
+        """Gives the workers what supervisor and aggregator leave of the budget."""
+        used_cpu_s = self._clock.cpu_s() + self._board.slot(self._aggregator_index)[CPU_NS] / 1e9
+        others = max(0.0, used_cpu_s - self._charged_cpu_s) / period_s
+        self._charged_cpu_s = used_cpu_s
+        budget = self._config.budget.cpu_percent / 100
+        self._fleet.set_shares(max(budget - others, budget * _WORKERS_PART), period_s, now_s)
+
+    def _tend_workers(self, now_s: float) -> None:
+        """A lost nursery takes its workers with it: they are reaped, and started again by the next one."""
+        try:
+            self._fleet.tend(now_s)
+        except NurseryLost as error:
+            _log.warning("%s; starting another one", error)
+            if self._nursery is not None:
+                self._nursery.close()
+            self._nursery = None
+
+    def _write_roster(self, now_s: float) -> None:
+        """Writes it when it changed, and has the aggregator read it; proofs of the gate alone, once a second."""
+        if self._fleet.changes == self._rostered and now_s - self._rostered_s < _ROSTER_PERIOD_S:
+            return
+        self._rostered, self._rostered_s = self._fleet.changes, now_s
+        workers = [
+            WorkerRow("supervisor", os.getpid(), [], "running", 0, 0.0),
+            WorkerRow(
+                "aggregator", self._aggregator.pid, [], "running" if self._aggregator.pid else "restarting",
+                self._aggregator.restarts, 0.0,
+            ),
+            WorkerRow(
+                "nursery",
+                self._nursery.process.pid if self._nursery is not None else 0,
+                [],
+                "running" if self._nursery is not None else "restarting",
+                0,
+                0.0,
+            ),
+            *self._fleet.worker_rows(),
+        ]  # fmt: skip
+        try:
+            changed = self._roster.write(Roster(self._fleet.roster_rows(), workers, self._discovery.denied))
+        except SegmentFull as error:
+            if now_s - self._told_full_s > _TELL_AGAIN_S:
+                self._told_full_s = now_s
+                _log.warning("%s: %s", error, error.hint)
+            return
+        if changed and self._aggregator.control is not None:
+            self._aggregator.control.send({"op": "roster"}, now_s)
+
+    def _tend_aggregator(self, now_s: float) -> None:
+        aggregator = self._aggregator
+        ended = aggregator.reap(now_s)
+        if ended is not None:
+            self._rostered = -1
+            _log.warning(
+                "the aggregator ended (%s); starting it again in %.1f s", ended, aggregator.start_at_s - now_s
+            )
+        if aggregator.control is None:
+            if now_s >= aggregator.start_at_s:
+                self._board.reset(self._aggregator_index)
+                self._rostered = -1
+                self._write_roster(now_s)
+                aggregator.start(self._fork_aggregator, now_s)
+                self._rostered = -1  # its own pid
+            return
+        aggregator.control.flush(now_s)
+        for message in aggregator.control.receive() or ():
+            if message["op"] == "ready":
+                _log.info(
+                    "ready: the first state of %d namespaces is merged; ask with: "
+                    "sockscope connections --runtime-dir %s",
+                    message["namespaces"],
+                    self._runtime_dir.path,
+                )
+
+    def _wait(self, timeout_s: float) -> None:
+        """Sleeps until something is due, a signal comes, a child ends, or the aggregator speaks."""
+        poller = select.poll()
+        poller.register(self._wake_r, select.POLLIN)
+        for child in (self._aggregator, *(worker.child for worker in self._fleet)):
+            if child.process is not None:
+                poller.register(child.process.pidfd, select.POLLIN)
+        if self._aggregator.control is not None:
+            poller.register(self._aggregator.control.fileno(), select.POLLIN)
+        poller.poll(max(0.0, timeout_s) * 1000)
+
+    def _fork_worker(self, control: Control, slot: int, netns: int | None) -> Forked:
+        if self._nursery is None:
+            self._nursery = self._start_nursery()
+        return self._nursery.fork_worker(control.socket, slot, netns)
+
+    def _start_nursery(self) -> Nursery:
+        """With a worker ready made, which every fork of it becomes."""
+        rehearse(
+            self._config,
+            self._clock,
+            self._board.slot(self._aggregator_index),
+            self._folder.path_of("rehearsal"),
+        )
+        self._folder.unlink("rehearsal")
+        self._board.reset(self._aggregator_index)
+        worker = NetnsWorker(self._config, self._clock)
+        ingest_path = self._runtime_dir.path_of("ingest.ipc")
+
+        def worker_main(line: socket.socket, slot: int) -> None:
+            worker.attach(Control(line), self._board.slot(slot), Pusher(ingest_path).send)
+            worker.run()
+
+        return Nursery.start(worker_main, self._own_fds())
+
+    def _fork_aggregator(self, control: Control) -> Process:
+        def main() -> None:
+            # Imported here: SQLite, psutil and the query code are memory of this child only.
+            from pipeline.roles.aggregator import Aggregator
+
+            os.umask(0o077)
+            roster_path = self._folder.path_of(SEGMENT_NAME)
+            Aggregator(
+                control,
+                self._board.slot(self._aggregator_index),
+                self._config,
+                self._runtime_dir.path,
+                roster_path,
+                self._clock,
+            ).run()
+
+        return start_child("aggregator", None, main, self._own_fds())
+
+    def _own_fds(self) -> list[int]:
+        """What is the supervisor's alone, to be closed in a child."""
+        own = [self._runtime_dir.lock_fd, self._folder.lock_fd, self._relay_fd, self._wake_r, self._wake_w]
+        nursery = self._nursery.fds() if self._nursery is not None else []
+        return [*own, *nursery, *self._roster.fds(), *self._aggregator.fds(), *self._fleet.fds()]
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if os.getpid() != self._pid:
+            os._exit(128 + number)  # children inherit this handler; setting their own costs memory in each
+        self._stopping = True
+
+    def _stop_children(self) -> None:
+        """Tells all to stop, and kills who does not."""
+        now_s = self._clock.monotonic_s()
+        children = [self._aggregator, *(worker.child for worker in self._fleet)]
+        for child in children:
+            if child.control is not None:
+                child.control.send({"op": "stop"}, now_s)
+        end_s = now_s + _STOP_LIMIT_S
+        for child in children:
+            while child.process is not None and child.reap(now_s) is None:
+                poller = select.poll()
+                poller.register(child.process.pidfd, select.POLLIN)
+                if not poller.poll(max(0.0, end_s - self._clock.monotonic_s()) * 1000):
+                    _log.warning("process %d does not end: killed", child.pid)
+                    child.kill()
+                    child.reap(now_s, wait=True)
+        if self._nursery is not None:
+            self._nursery.close()
+
+
+def _raise_file_limit() -> None:
+    """A supervisor holds some six fds per worker."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

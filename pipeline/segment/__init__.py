@@ -1,0 +1,6 @@
+"""The only code in /dev/shm: each worker's newest state as a file there, and the folder that holds one instance's."""
+
+from pipeline.segment.file import SegmentContent, SegmentFull, SegmentWriter, read_segment
+from pipeline.segment.folder import InstanceFolder, sweep
+
+__all__ = ["InstanceFolder", "SegmentContent", "SegmentFull", "SegmentWriter", "read_segment", "sweep"]

@@ -1,0 +1,177 @@
+"""Writing the changes of namespaces into the tables: only rows that differ are touched."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.merge.changes import Change
+from pipeline.merge.direction import Listeners, decide
+from pipeline.model.address import mapped
+from pipeline.model.connection import Connection, Proto, SocketKey, State
+from pipeline.store.ownership import Owners
+from pipeline.store.rows import CONNECTION_COLUMNS, stored_row
+
+_WRITTEN = ("netns", "key", *CONNECTION_COLUMNS, "direction",
+            "pid", "start_ticks", "holder_netns", "holder_seen_s", "owner_role")  # fmt: skip
+# The direction stays as first decided, except that a socket may start to listen, or leave the undecided states.
+_UPSERT = (
+    f"INSERT INTO connection({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))})"
+    " ON CONFLICT(netns, key) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in _WRITTEN[2:] if name != "direction")
+    + ", direction = CASE WHEN excluded.direction = 'listen' OR direction IN ('listen', 'unknown')"
+    " THEN excluded.direction ELSE direction END"
+)
+_SHOW = """
+UPDATE process SET shown = reporter = (
+  SELECT q.reporter FROM process q WHERE q.pid = process.pid AND q.start_ticks = process.start_ticks
+  ORDER BY q.reporter <> q.netns, q.reporter LIMIT 1) WHERE pid = ? AND start_ticks = ?"""
+_STORED_LISTENERS = """
+SELECT local_port, local_ip FROM connection WHERE netns = ? AND state = 'LISTEN' AND proto = 'tcp'"""
+_HEAD = """
+INSERT INTO namespace(netns, cookie, life, generation, source, taken_at_s, walked_at_s, denied, health)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(netns) DO UPDATE SET
+cookie = coalesce(excluded.cookie, cookie), life = excluded.life, generation = excluded.generation,
+source = excluded.source, taken_at_s = excluded.taken_at_s, walked_at_s = excluded.walked_at_s,
+denied = excluded.denied, health = excluded.health"""
+
+
+@dataclass(slots=True)
+class _Arrivals:
+    """Rows of one namespace to write, and the listeners that decide which of them came from outside."""
+
+    netns: int
+    rows: list[Connection]
+    listeners: Listeners
+
+
+@dataclass(slots=True)
+class ContentWriter:
+    """Writes within the caller's transaction: first any number of changes, then `finish` once."""
+
+    database: sqlite3.Connection
+    _held_inodes: set[int] = field(default_factory=set)
+    _processes: set[tuple[int, int]] = field(default_factory=set)
+    _arrivals: list[_Arrivals] = field(default_factory=list)
+
+    def write(self, change: Change) -> None:
+        """One namespace's changes."""
+        netns, cookie = change.head.netns, change.head.cookie
+        stored = self.database.execute("SELECT cookie FROM namespace WHERE netns = ?", (netns,)).fetchone()
+        if stored is not None and None not in (cookie, stored[0]) and cookie != stored[0]:
+            self.clear(netns)  # another namespace under a reused inode: nothing of the old one carries over
+        self._write_head(change)
+        self._write_processes(netns, change)
+        self._write_holdings(netns, change)
+        self._write_connections(netns, change)
+
+    def clear(self, netns: int) -> None:
+        """Drops everything that this namespace's worker published, its row in `namespace` too."""
+        held = self.database.execute("SELECT DISTINCT inode FROM holding WHERE reporter = ?", (netns,))
+        self._held_inodes.update(inode for (inode,) in held)
+        # What this transaction was about to write for it goes too: the roster has the last word.
+        self._arrivals = [arrivals for arrivals in self._arrivals if arrivals.netns != netns]
+        self.database.execute("DELETE FROM holding WHERE reporter = ?", (netns,))
+        self._processes.update(self.database.execute(
+            "SELECT pid, start_ticks FROM process WHERE reporter = ?", (netns,)
+        ))  # fmt: skip
+        self.database.execute("DELETE FROM process WHERE reporter = ?", (netns,))
+        self.database.execute("DELETE FROM connection WHERE netns = ?", (netns,))
+        self.database.execute(
+            "UPDATE namespace SET cookie = NULL, life = NULL, generation = NULL, source = NULL, taken_at_s = NULL,"
+            " walked_at_s = NULL, denied = 0, health = '{}' WHERE netns = ?", (netns,),
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        """Joins: the owners of the rows written, and of stored rows whose holders changed in any namespace."""
+        self.database.executemany(_SHOW, self._processes)
+        inodes = {row[9] for arrivals in self._arrivals for row in arrivals.rows}
+        owners = Owners(self.database, inodes | self._held_inodes)
+        # Before the new rows come in: those are written with their owner.
+        owners.update_rows(self._held_inodes)
+        for arrivals in self._arrivals:
+            self.database.executemany(_UPSERT, _upsert_values(arrivals, owners))
+
+    def _write_head(self, change: Change) -> None:
+        head = change.head
+        self.database.execute(
+            _HEAD,
+            (head.netns, head.cookie, head.life, head.generation, head.source, head.taken_at_s, head.walked_at_s,
+             head.denied, json.dumps(asdict(head.health))),
+        )  # fmt: skip
+
+    def _write_processes(self, netns: int, change: Change) -> None:
+        wanted = dict(change.processes)
+        if change.base:
+            for pid, start_ticks, *rest in self.database.execute(
+                "SELECT pid, start_ticks, comm, uid, netns, container FROM process WHERE reporter = ?",
+                (netns,),
+            ):
+                row = wanted.setdefault((pid, start_ticks), None)
+                if row is not None and list(row[2:]) == rest:
+                    del wanted[pid, start_ticks]
+        gone = [(netns, *key) for key, row in wanted.items() if row is None]
+        self.database.executemany(
+            "DELETE FROM process WHERE reporter = ? AND pid = ? AND start_ticks = ?", gone
+        )
+        self.database.executemany(
+            "INSERT OR REPLACE INTO process(pid, start_ticks, comm, uid, netns, container, reporter)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
+            ((*row, netns) for row in wanted.values() if row is not None),
+        )
+        self._processes.update(wanted)
+
+    def _write_holdings(self, netns: int, change: Change) -> None:
+        held = {tuple(row) for row, is_held in change.holdings.items() if is_held}
+        gone = {tuple(row) for row, is_held in change.holdings.items() if not is_held}
+        if change.base:
+            stored = set(self.database.execute(
+                "SELECT pid, start_ticks, fd, inode FROM holding WHERE reporter = ?", (netns,)
+            ))  # fmt: skip
+            gone = stored - held
+            held -= stored
+        self.database.executemany(
+            "DELETE FROM holding WHERE reporter = ? AND pid = ? AND start_ticks = ? AND fd = ? AND inode = ?",
+            ((netns, *row) for row in gone),
+        )
+        seen_s = change.head.taken_at_s
+        self.database.executemany(
+            "INSERT OR IGNORE INTO holding VALUES (?, ?, ?, ?, ?, ?)",
+            ((*row, netns, seen_s) for row in sorted(held)),
+        )
+        self._held_inodes.update(row[3] for row in held)
+        self._held_inodes.update(row[3] for row in gone)
+
+    def _write_connections(self, netns: int, change: Change) -> None:
+        rows = [row for row in change.connections.values() if row is not None]
+        listeners = _listeners_of(rows)
+        # Also those that go in this very change: they were there when the row came.
+        listeners.update(self.database.execute(_STORED_LISTENERS, (netns,)))
+        gone: Iterable[SocketKey] = [key for key, row in change.connections.items() if row is None]
+        if change.base:
+            stored = {key: tuple(values) for key, *values in self.database.execute(
+                f"SELECT key, {', '.join(CONNECTION_COLUMNS)} FROM connection WHERE netns = ?", (netns,)
+            )}  # fmt: skip
+            gone = stored.keys() - {row[0] for row in rows}
+            if stored:
+                rows = [row for row in rows if stored.get(row[0]) != stored_row(row)]
+        self.database.executemany(
+            "DELETE FROM connection WHERE netns = ? AND key = ?", ((netns, key) for key in gone)
+        )
+        if rows:
+            self._arrivals.append(_Arrivals(netns, rows, listeners))
+
+
+def _listeners_of(rows: list[Connection]) -> Listeners:
+    return {(row[5], mapped(row[4])) for row in rows if row[3] == State.LISTEN and row[1] == Proto.TCP}
+
+
+def _upsert_values(arrivals: _Arrivals, owners: Owners) -> Iterable[tuple[Any, ...]]:
+    netns, listeners = arrivals.netns, arrivals.listeners
+    for row in arrivals.rows:
+        values = stored_row(row)
+        direction = decide(row[1], row[3], values[7], row[5], listeners)
+        yield (netns, row[0], *values, direction, *owners.choice(row[9], values[2] == "LISTEN"))

@@ -1,0 +1,200 @@
+"""Filters as SQL: `where` maps of requests and of the command line, read in one place.
+
+A filter's value is a value, its text (as a command line gives it), or a list of those, any of which may match. All
+filters of a map must match.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from pipeline.errors import Refused, did_you_mean
+from pipeline.merge.direction import DIRECTIONS
+from pipeline.model.address import V4_MAPPED_PREFIX, mapped
+from pipeline.model.connection import FAMILY_NAMES, PROTO_NAMES, Proto, State, state_name
+
+_MAX_INTEGER = 2**63 - 1
+_STATES = sorted({state_name(Proto.TCP, s) for s in State} | {state_name(Proto.UDP, s) for s in State})
+_V4_FIRST, _V4_LAST = V4_MAPPED_PREFIX + bytes(4), V4_MAPPED_PREFIX + b"\xff" * 4
+
+
+class Condition(NamedTuple):
+    """A piece of SQL and its parameters."""
+
+    sql: str
+    params: tuple[Any, ...] = ()
+
+
+# From a filter's name and one value to what a row must fulfil. Raises: Refused.
+Filter = Callable[[str, Any], Condition]
+
+
+def compile_filters(where: Mapping[str, Any], known: Mapping[str, Filter] | None = None) -> Condition:
+    """The SQL condition that holds for the rows matching every filter; `1` for an empty map.
+
+    `known` is CONNECTION_FILTERS unless given. Raises: Refused for an unknown filter, naming the nearest known one,
+    and for a value that does not fit.
+    """
+    filters = CONNECTION_FILTERS if known is None else known
+    conditions = []
+    for name, value in where.items():
+        if name not in filters:
+            raise Refused(f"unknown filter {_shown(name)}{did_you_mean(name, filters)}", "unknown_filter")
+        values = value if isinstance(value, (list, tuple)) else [value]
+        if not values:
+            raise Refused(f"filter {name}: an empty list matches nothing, leave the filter out")
+        conditions.append(_joined(" OR ", [filters[name](name, one) for one in values]))
+    return _joined(" AND ", conditions)
+
+
+def _joined(word: str, conditions: list[Condition]) -> Condition:
+    if not conditions:
+        return Condition("1")
+    sql = word.join(f"({condition.sql})" for condition in conditions)
+    return Condition(sql, tuple(param for condition in conditions for param in condition.params))
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 20:
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MAX_INTEGER:
+        raise Refused(f"filter {name}: expected a number from 0 on, got {_shown(value)}")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    # Lone surrogates: what a command line makes of bytes that are no UTF-8. No stored text has any.
+    if not isinstance(value, str) or any("\ud800" <= character <= "\udfff" for character in value):
+        raise Refused(f"filter {name}: expected text in UTF-8, got {_shown(value)}")
+    return value
+
+
+def _shown(value: Any) -> str:
+    return ascii(value)[:80]
+
+
+def _equals(column: str, read: Callable[[str, Any], Any]) -> Filter:
+    return lambda name, value: Condition(f"{column} = ?", (read(name, value),))
+
+
+def _word(column: str, words: Iterable[str], fold: Callable[[str], str]) -> Filter:
+    known = list(words)
+
+    def condition(name: str, value: Any) -> Condition:
+        word = fold(_text(name, value))
+        if word not in known:
+            raise Refused(f"filter {name}: unknown value {_shown(value)}{did_you_mean(word, known)}")
+        return Condition(f"{column} = ?", (word,))
+
+    return condition
+
+
+def _flag(sql: str) -> Filter:
+    def condition(name: str, value: Any) -> Condition:
+        if not isinstance(value, bool):
+            raise Refused(f"filter {name}: expected true or false, got {_shown(value)}")
+        return Condition(sql if value else f"NOT ({sql})")
+
+    return condition
+
+
+def _port_range(name: str, value: Any) -> tuple[int, int]:
+    first, dash, last = value.partition("-") if isinstance(value, str) else (value, "", value)
+    low, high = _integer(name, first), _integer(name, last if dash else first)
+    if not low <= high <= 65535:
+        raise Refused(f"filter {name}: expected a port or a range a-b within 0-65535, got {_shown(value)}")
+    return low, high
+
+
+def _port(*columns: str) -> Filter:
+    def condition(name: str, value: Any) -> Condition:
+        low, high = _port_range(name, value)
+        if low == high:  # said apart: to the planner any range is a wide one
+            return Condition(" OR ".join(f"{column} = ?" for column in columns), (low,) * len(columns))
+        return Condition(
+            " OR ".join(f"{column} BETWEEN ? AND ?" for column in columns), (low, high) * len(columns)
+        )
+
+    return condition
+
+
+def _address(column: str) -> Filter:
+    """An address or network; of an address with host bits set before the /, its network."""
+
+    def condition(name: str, value: Any) -> Condition:
+        text = _text(name, value)
+        try:
+            if "%" in text:  # the tables have no scope to compare with
+                raise ValueError(text)
+            network = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise Refused(
+                f"filter {name}: expected an address or ADDRESS/BITS, got {_shown(value)}"
+            ) from None
+        first, last = mapped(network.network_address.packed), mapped(network.broadcast_address.packed)
+        if first == last:
+            return Condition(f"{column} = ?", (first,))
+        within = f"{column} BETWEEN ? AND ?"
+        # ::/0 is all of IPv6, and what is shown as IPv4 is not IPv6, although it is stored there.
+        if network.version == 6 and first < _V4_FIRST and last >= _V4_LAST:
+            return Condition(f"{within} AND NOT {within}", (first, last, _V4_FIRST, _V4_LAST))
+        return Condition(within, (first, last))
+
+    return condition
+
+
+def _netns(column: str) -> Filter:
+    """An inode, or any of a namespace's names."""
+
+    def condition(name: str, value: Any) -> Condition:
+        if isinstance(value, str) and not value.isdigit():
+            named = "SELECT s.netns FROM namespace s, json_each(s.names) e WHERE e.value = ?"
+            return Condition(f"{column} IN ({named})", (_text(name, value),))
+        return Condition(f"{column} = ?", (_integer(name, value),))
+
+    return condition
+
+
+def _held(holdings: str, read: Callable[[str, Any], Any]) -> Filter:
+    """Any owner, not only the primary. `holdings`: what selects their descriptors as h."""
+    held = f"c.inode <> 0 AND c.inode IN (SELECT h.inode FROM {holdings})"
+    return lambda name, value: Condition(held, (read(name, value),))
+
+
+def _held_by_process(column: str) -> Filter:
+    # CROSS JOIN: from the few processes to their descriptors, in this order.
+    holdings = "process q CROSS JOIN holding h ON h.pid = q.pid AND h.start_ticks = q.start_ticks"
+    return _held(f"{holdings} WHERE q.shown AND q.{column} = ?", _text)
+
+
+CONNECTION_FILTERS: dict[str, Filter] = {
+    "netns": _netns("c.netns"),
+    "pid": _held("holding h WHERE h.pid = ?", _integer),
+    "comm": _held_by_process("comm"),
+    "container": _held_by_process("container"),
+    "proto": _word("c.proto", PROTO_NAMES.values(), str.lower),
+    "family": _word("c.family", FAMILY_NAMES.values(), str.lower),
+    "state": _word("c.state", _STATES, str.upper),
+    "local": _address("c.local_ip"),
+    "remote": _address("c.remote_ip"),
+    "local_port": _port("c.local_port"),
+    "remote_port": _port("c.remote_port"),
+    "port": _port("c.local_port", "c.remote_port"),
+    "uid": _equals("c.uid", _integer),
+    "direction": _word("c.direction", DIRECTIONS, str.lower),
+    "inode": _equals("c.inode", _integer),
+    "cookie": _equals("c.cookie", _integer),
+    "listening": _flag("c.state = 'LISTEN'"),
+    "established": _flag("c.state = 'ESTABLISHED'"),
+    "unowned": _flag("c.owner_role IS NULL"),
+}
+NAMESPACE_FILTERS: dict[str, Filter] = {"netns": _netns("n.netns")}
+PROCESS_FILTERS: dict[str, Filter] = {
+    "netns": _netns("p.netns"),
+    "pid": _equals("p.pid", _integer),
+    "comm": _equals("p.comm", _text),
+    "container": _equals("p.container", _text),
+    "uid": _equals("p.uid", _integer),
+}

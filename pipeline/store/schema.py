@@ -1,0 +1,202 @@
+"""Tables, which are private, and views, which carry the contract's names; all reading shares one list of columns.
+
+Stored tables are named in the singular (`connection`), the contract's views in the plural (`connections`).
+Times in tables are CLOCK_MONOTONIC seconds; the views add the offset to Unix time that `meta` keeps, so a step of
+the wall clock changes one row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+TABLES = """
+CREATE TABLE meta(
+  epoch TEXT NOT NULL, host TEXT NOT NULL, seq INTEGER NOT NULL, started_s REAL NOT NULL, wall_offset_s REAL NOT NULL,
+  ready INTEGER NOT NULL);
+-- One row per namespace inode: what the roster says, and the head of its newest snapshot.
+CREATE TABLE namespace(
+  netns INTEGER PRIMARY KEY, cookie INTEGER, name TEXT, names TEXT NOT NULL DEFAULT '[]',
+  listed INTEGER NOT NULL DEFAULT 0, listed_at_s REAL, worker_pid INTEGER, state TEXT, checked_at_s REAL,
+  life INTEGER, generation INTEGER, source TEXT, taken_at_s REAL, walked_at_s REAL,
+  denied INTEGER NOT NULL DEFAULT 0, health TEXT NOT NULL DEFAULT '{}', stale INTEGER NOT NULL DEFAULT 1);
+-- `reporter`: the namespace whose worker published the row. A process that changes its namespace is for a moment
+-- published by two workers or by none, in any order: rows of two reporters never replace each other. `shown`: the one
+-- of a process that is believed, the row of the worker in whose namespace it says to be.
+CREATE TABLE process(
+  pid INTEGER, start_ticks INTEGER, reporter INTEGER, comm TEXT, uid INTEGER, netns INTEGER, container TEXT,
+  shown INTEGER NOT NULL DEFAULT 0, PRIMARY KEY(pid, start_ticks, reporter)) WITHOUT ROWID;
+CREATE INDEX process_reporter ON process(reporter);
+CREATE TABLE holding(
+  pid INTEGER, start_ticks INTEGER, fd INTEGER, inode INTEGER, reporter INTEGER, seen_s REAL NOT NULL,
+  PRIMARY KEY(pid, start_ticks, fd, inode, reporter)) WITHOUT ROWID;
+CREATE INDEX holding_reporter ON holding(reporter);
+CREATE INDEX holding_inode ON holding(inode, seen_s);
+-- `key`: an integer or bytes, see SocketKey. `local_ip`, `remote_ip`: 16 bytes, IPv4 as v4-mapped.
+-- `pid` to `owner_role` are the chosen owner, materialised by store/ownership.py.
+CREATE TABLE connection(
+  id INTEGER PRIMARY KEY, netns INTEGER NOT NULL, key NOT NULL, proto TEXT, family TEXT, state TEXT,
+  local_addr TEXT, local_port INTEGER, remote_addr TEXT, remote_port INTEGER, local_ip BLOB, remote_ip BLOB,
+  device TEXT, inode INTEGER, cookie INTEGER, uid INTEGER, direction TEXT,
+  pid INTEGER, start_ticks INTEGER, holder_netns INTEGER, holder_seen_s REAL, owner_role TEXT);
+CREATE UNIQUE INDEX connection_key ON connection(netns, key);
+CREATE INDEX connection_inode ON connection(inode);
+CREATE INDEX connection_local_port ON connection(local_port);
+CREATE INDEX connection_cookie ON connection(cookie) WHERE cookie IS NOT NULL;
+CREATE INDEX connection_remote_port ON connection(remote_port);
+CREATE INDEX connection_remote_ip ON connection(remote_ip);
+CREATE INDEX connection_listener ON connection(netns) WHERE state = 'LISTEN';
+CREATE TABLE worker(
+  pid INTEGER, role TEXT, netns TEXT, state TEXT, restarts INTEGER, cpu_share REAL);
+CREATE TABLE loss(name TEXT PRIMARY KEY, count INTEGER NOT NULL);
+CREATE TABLE usage(pid INTEGER PRIMARY KEY, cpu_percent REAL, rss_bytes INTEGER, pss_bytes INTEGER);
+"""
+
+_OFFSET = "(SELECT wall_offset_s FROM meta)"
+# What ANALYZE would find on a busy host (rows, then rows per value of each leading column), written down: it is
+# needed before there are rows, and plans must not change with the load. Without it a namespace counts as selective
+# as an inode.
+STATISTICS = """
+ANALYZE;
+DELETE FROM sqlite_stat1;
+INSERT INTO sqlite_stat1(tbl, idx, stat) VALUES
+  ('connection', 'connection_key', '100000 2000 1'), ('connection', 'connection_inode', '100000 2'),
+  ('connection', 'connection_local_port', '100000 10'), ('connection', 'connection_remote_port', '100000 40'),
+  ('connection', 'connection_remote_ip', '100000 50'), ('connection', 'connection_cookie', '100000 1'),
+  ('connection', 'connection_listener', '5000 100'),
+  ('holding', 'holding', '100000 50 50 1 1 1'), ('holding', 'holding_inode', '100000 1 1'),
+  ('holding', 'holding_reporter', '100000 2000'),
+  ('process', 'process', '2000 1 1 1'), ('process', 'process_reporter', '2000 40'), ('namespace', NULL, '50');
+ANALYZE sqlite_schema;
+"""
+
+# max() of a NULL is NULL: a namespace that was never seen has no age, whatever the gate says of it.
+_PROVEN = "max(n.taken_at_s, coalesce(n.checked_at_s, n.taken_at_s))"
+AGE_S = f"(monotonic_s() - {_PROVEN})"
+
+
+class Table(NamedTuple):
+    """What can be selected under a contract name: column name -> SQL over `source`.
+
+    `counted`: the part of `source` that makes its rows; the rest adds columns. Conditions speak of it alone.
+    `always`: the condition that every row of the contract fulfils.
+    """
+
+    columns: dict[str, str]
+    source: str
+    counted: str
+    always: str = "1"
+
+
+CONNECTIONS = Table(
+    {
+        "netns": "c.netns",
+        "netns_cookie": "n.cookie",
+        "netns_name": "n.name",
+        "proto": "c.proto",
+        "family": "c.family",
+        "state": "c.state",
+        "local_addr": "c.local_addr",
+        "local_port": "c.local_port",
+        "remote_addr": "c.remote_addr",
+        "remote_port": "c.remote_port",
+        "device": "c.device",
+        "inode": "c.inode",
+        "cookie": "c.cookie",
+        "uid": "c.uid",
+        "direction": "c.direction",
+        "owner_role": "c.owner_role",
+        "pid": "c.pid",
+        "comm": "p.comm",
+        "container": "p.container",
+        "nat": "NULL",
+        "seen_at": f"n.taken_at_s + {_OFFSET}",
+        # A complete pass of the holder's worker confirms every descriptor that it does not report as gone.
+        "owner_seen_at": f"max(c.holder_seen_s, coalesce(h.walked_at_s, c.holder_seen_s)) + {_OFFSET}",
+        "stale": "n.stale",
+    },
+    "connection c JOIN namespace n ON n.netns = c.netns"
+    " LEFT JOIN process p ON p.pid = c.pid AND p.start_ticks = c.start_ticks AND p.shown"
+    " LEFT JOIN namespace h ON h.netns = c.holder_netns",
+    "connection c",
+)
+
+# inode 0 is no key: several rows may share it, and nobody holds it.
+_OWNER_SOURCE = (
+    "connection c JOIN holding h ON h.inode = c.inode AND c.inode <> 0"
+    " LEFT JOIN process p ON p.pid = h.pid AND p.start_ticks = h.start_ticks AND p.shown"
+)
+# All holders of the rows selected; `fd` and `reporter` tell apart what the rules of merge/owners.py order.
+HOLDERS = Table(
+    {
+        "id": "c.id",
+        "state": "c.state",
+        "pid": "h.pid",
+        "start_ticks": "h.start_ticks",
+        "fd": "h.fd",
+        "reporter": "h.reporter",
+        "seen_s": "h.seen_s",
+        "comm": "p.comm",
+        "netns": "p.netns",
+        "container": "p.container",
+    },
+    _OWNER_SOURCE,
+    _OWNER_SOURCE,
+)
+
+NAMESPACES = Table(
+    {
+        "netns": "n.netns",
+        "netns_cookie": "n.cookie",
+        "name": "n.name",
+        "names": "n.names",
+        "processes": "(SELECT count(*) FROM process p WHERE p.reporter = n.netns AND p.netns = n.netns AND p.shown)",
+        "connections": "(SELECT count(*) FROM connection c WHERE c.netns = n.netns)",
+        "worker_pid": "n.worker_pid",
+        "state": "n.state",
+        "source": "n.source",
+        "generation": "n.generation",
+        "seen_at": f"n.taken_at_s + {_OFFSET}",
+        "age_s": AGE_S,
+        "stale": "n.stale",
+        "partial": "(n.denied > 0 OR n.walked_at_s IS NULL)",
+        "denied": "n.denied",
+    },
+    "namespace n",
+    "namespace n",
+)
+
+PROCESSES = Table(
+    {
+        "pid": "p.pid",
+        "start_ticks": "p.start_ticks",
+        "comm": "p.comm",
+        "uid": "p.uid",
+        "netns": "p.netns",
+        "container": "p.container",
+        "connections": "(SELECT count(DISTINCT c.id) FROM holding h JOIN connection c ON c.inode = h.inode"
+        " AND c.inode <> 0 WHERE h.pid = p.pid AND h.start_ticks = p.start_ticks)",
+    },
+    "process p",
+    "process p",
+    "p.shown",
+)
+
+BOOLEANS = frozenset(("stale", "partial"))
+JSON_LISTS = frozenset(("names",))
+
+
+def _view(name: str, table: Table) -> str:
+    columns = ", ".join(f"{sql} AS {column}" for column, sql in table.columns.items())
+    return f"CREATE VIEW {name} AS SELECT {columns} FROM {table.source} WHERE {table.always};"
+
+
+VIEWS = "\n".join(
+    (
+        _view("connections", CONNECTIONS),
+        _view("namespaces", NAMESPACES),
+        _view("processes", PROCESSES),
+        "CREATE VIEW owners AS SELECT DISTINCT c.netns AS netns, c.cookie AS cookie, c.inode AS inode, h.pid AS pid,"
+        " h.start_ticks AS start_ticks, p.comm AS comm, h.fd AS fd, p.netns AS owner_netns, p.container AS container"
+        f" FROM {_OWNER_SOURCE};",
+    )
+)

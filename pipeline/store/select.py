@@ -1,0 +1,103 @@
+"""Rows of the contract out of the tables: projection, conversion, the list of all owners."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pipeline.merge.owners import Holder, ordered
+from pipeline.store.filters import Condition
+from pipeline.store.reader import Reader
+from pipeline.store.schema import BOOLEANS, CONNECTIONS, HOLDERS, JSON_LISTS, Table
+
+OWNERS = "owners"
+
+_CONVERT: dict[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(BOOLEANS, bool),
+    **dict.fromkeys(JSON_LISTS, json.loads),
+}
+
+
+def select(
+    reader: Reader, table: Table, columns: Sequence[str], condition: Condition, order: str, limit: int | None
+) -> list[list[Any]]:
+    """Rows with these columns, in this order, within `reader.moment()`. `order` is the SQL of a unique key."""
+    expressions = ", ".join(table.columns[column] for column in columns)
+    sql = f"SELECT {expressions} FROM {table.source} WHERE {table.always} AND ({condition.sql}) ORDER BY {order}"
+    return _converted(columns, reader.rows(*_limited(sql, condition, limit)))
+
+
+def count(reader: Reader, table: Table, condition: Condition) -> int:
+    """How many rows match, whatever the limit."""
+    sql = f"SELECT count(*) FROM {table.counted} WHERE {table.always} AND ({condition.sql})"
+    (row,) = reader.rows(sql, condition.params)
+    assert isinstance(row[0], int)
+    return row[0]
+
+
+def select_connections(
+    reader: Reader, columns: Sequence[str], condition: Condition, limit: int | None
+) -> list[list[Any]]:
+    """Connections in the order in which they were first seen; `owners` among the columns has all holders."""
+    plain = [column for column in columns if column != OWNERS]
+    if len(plain) == len(columns):
+        return select(reader, CONNECTIONS, columns, condition, "c.id", limit)
+    expressions = ", ".join(("c.id", *(CONNECTIONS.columns[column] for column in plain)))
+    sql = f"SELECT {expressions} FROM {CONNECTIONS.source} WHERE {condition.sql} ORDER BY c.id"
+    found = reader.rows(*_limited(sql, condition, limit))
+    owners = _owners_of(reader, condition, limit)
+    rows = _converted(plain, [row[1:] for row in found])
+    at = [index for index, column in enumerate(columns) if column == OWNERS]
+    for row, whole in zip(rows, found, strict=True):
+        for index in at:
+            row.insert(index, owners.get(whole[0], []))
+    return rows
+
+
+def _owners_of(reader: Reader, condition: Condition, limit: int | None) -> dict[int, list[dict[str, Any]]]:
+    """Connection id -> its owners, primary first, for the connections that the condition and the limit select."""
+    where, params = condition
+    if limit is not None:
+        chosen = f"SELECT c.id FROM {CONNECTIONS.counted} WHERE {condition.sql} ORDER BY c.id"
+        wanted, params = _limited(chosen, condition, limit)
+        where = f"c.id IN ({wanted})"
+    sql = f"SELECT {', '.join(HOLDERS.columns.values())} FROM {HOLDERS.source} WHERE {where}"
+    held: dict[int, list[tuple[Any, ...]]] = {}
+    for row in reader.rows(sql, params):
+        held.setdefault(row[0], []).append(row)
+    return {row_id: _in_order(rows) for row_id, rows in held.items()}
+
+
+def _in_order(rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    """The owners that the HOLDERS rows of one connection describe, primary first."""
+    if len(rows) > 1:
+        by_holder = {Holder(*row[2:7]): row for row in rows}
+        rows = [by_holder[holder] for holder in ordered(by_holder, rows[0][1] == "LISTEN")]
+    return [
+        {
+            "pid": pid,
+            "start_ticks": start_ticks,
+            "comm": comm,
+            "fd": fd,
+            "netns": netns,
+            "container": container,
+        }
+        for _, _, pid, start_ticks, fd, _, _, comm, netns, container in rows
+    ]
+
+
+def _limited(sql: str, condition: Condition, limit: int | None) -> tuple[str, tuple[Any, ...]]:
+    if limit is None:
+        return sql, condition.params
+    return f"{sql} LIMIT ?", (*condition.params, limit)
+
+
+def _converted(columns: Sequence[str], found: list[tuple[Any, ...]]) -> list[list[Any]]:
+    rows = [list(row) for row in found]
+    for index, column in enumerate(columns):
+        convert = _CONVERT.get(column)
+        if convert is not None:
+            for row in rows:
+                row[index] = convert(row[index])
+    return rows

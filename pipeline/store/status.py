@@ -1,0 +1,75 @@
+"""The one row of `status`: is the pipeline complete, how fresh, what was lost, what it costs."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline import __version__
+from pipeline.store.reader import Reader
+from pipeline.store.schema import AGE_S
+
+_NAMESPACE_COUNTS = """
+SELECT count(*) AS total, coalesce(sum(stale), 0) AS stale,
+  coalesce(sum(denied > 0 OR walked_at_s IS NULL), 0) AS partial, coalesce(sum(denied > 0), 0) AS denied
+FROM namespace"""
+_CONNECTION_COUNTS = """
+SELECT count(*), coalesce(sum(state IN ('ESTABLISHED', 'LISTEN') AND owner_role IS NOT NULL), 0),
+  coalesce(sum(state IN ('ESTABLISHED', 'LISTEN') AND owner_role IS NULL), 0) FROM connection"""
+_LOSSES = """
+SELECT e.key, sum(e.value) FROM namespace n, json_each(n.health) e GROUP BY e.key
+UNION ALL SELECT name, count FROM loss ORDER BY 1"""
+_WORKERS = """
+SELECT w.role, w.pid, w.netns, w.state, w.restarts, w.cpu_share, u.cpu_percent, u.rss_bytes, u.pss_bytes
+FROM worker w LEFT JOIN usage u ON u.pid = w.pid ORDER BY w.rowid"""
+_WORKER_FIELDS = (
+    "role",
+    "pid",
+    "netns",
+    "state",
+    "restarts",
+    "cpu_share",
+    "cpu_percent",
+    "rss_bytes",
+    "pss_bytes",
+)
+
+
+def read_status(reader: Reader) -> dict[str, Any]:
+    """Field -> value, in the order to show them, within `reader.moment()`.
+
+    `ready`: every namespace was merged at least once. `namespaces`: counts of all, stale, partial and denied ones.
+    `owned` and `unowned` count established and listening connections. `losses`: the workers' counters summed, and the
+    aggregator's own.
+    `workers`: our own processes, usage None where not measured.
+    """
+    ((ready, epoch, seq, host, started_s),) = reader.rows(
+        "SELECT ready, epoch, seq, host, started_s FROM meta"
+    )
+    (namespaces,) = reader.rows(_NAMESPACE_COUNTS)
+    ((connections, owned, unowned),) = reader.rows(_CONNECTION_COUNTS)
+    ages = sorted(
+        age for (age,) in reader.rows(f"SELECT {AGE_S} FROM namespace n WHERE n.taken_at_s NOT NULL")
+    )
+    return {
+        "ready": bool(ready),
+        "epoch": epoch,
+        "seq": seq,
+        "host": host,
+        "version": __version__,
+        "uptime_s": reader.now_s() - started_s,
+        "namespaces": dict(zip(("total", "stale", "partial", "denied"), namespaces, strict=True)),
+        "connections": connections,
+        "owned": owned,
+        "unowned": unowned,
+        "age_p50_s": ages[(len(ages) - 1) // 2] if ages else None,
+        "age_max_s": ages[-1] if ages else None,
+        "losses": dict(reader.rows(_LOSSES)),
+        "workers": [_worker(row) for row in reader.rows(_WORKERS)],
+    }
+
+
+def _worker(row: tuple[Any, ...]) -> dict[str, Any]:
+    worker = dict(zip(_WORKER_FIELDS, row, strict=True))
+    worker["netns"] = json.loads(worker["netns"])
+    return worker

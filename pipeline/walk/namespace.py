@@ -1,0 +1,151 @@
+"""One namespace as its worker sees it: looks, the paced pass, and the snapshots that come of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+
+from pipeline.clock import Clock
+from pipeline.model.connection import Connection, SocketKey
+from pipeline.model.process import Task
+from pipeline.model.snapshot import Health, Snapshot
+from pipeline.procfs.root import ProcRoot
+from pipeline.walk.holdings import Holdings, HoldingsChange
+from pipeline.walk.pacer import Pacer, Pacing
+from pipeline.walk.reading import TableReader
+from pipeline.walk.search import OwnerSearch
+from pipeline.walk.table import ConnectionTable
+from pipeline.walk.walker import Walker
+
+_log = logging.getLogger(__name__)
+
+ROLE = "netns"
+
+
+class NamespaceWalk:
+    """Everything known of one namespace. Does nothing by itself: its worker calls it when something is due.
+
+    `life` and `generation` order the snapshots: the first one taken is a base with `generation + 1`.
+    """
+
+    def __init__(
+        self,
+        netns: int,
+        root: ProcRoot,
+        reader: TableReader,
+        pacing: Pacing,
+        clock: Clock,
+        life: int = 0,
+        generation: int = 0,
+        start_s: float | None = None,
+    ) -> None:
+        self.netns = netns
+        self.health = Health()
+        self.pacer = Pacer(pacing, clock.monotonic_s() if start_s is None else start_s)
+        self.mounts: tuple[str, ...] = ()
+        self.look_again = False
+        self._tasks: set[Task] = set()
+        self._reader = reader
+        self._clock = clock
+        self._life = life
+        self._generation = generation
+        self._block = pacing.fd_block
+        self._table = ConnectionTable()
+        self._walker = Walker(root, netns, Holdings(), self.health)
+        self._search = OwnerSearch(self._walker, self._table, clock)
+        self._pass: Iterator[None] | None = None
+        self._source = "sock_diag"
+        self._cookie: int | None = None
+        self._taken_at_s = clock.monotonic_s()
+        self._walked_at_s: float | None = None
+        self._changed: dict[SocketKey, Connection] = {}
+        self._gone: set[SocketKey] = set()
+        self._needs_base = True
+
+    def begin(self, netns: int, life: int, start_s: float) -> None:
+        """Makes it the walk of another namespace, whose first pass begins at `start_s`; only before the first look."""
+        self.netns = self._reader.netns_inode = self._walker.netns_inode = netns
+        self._life = life
+        self.pacer.begin(start_s)
+
+    def set_members(self, added: Iterable[Task], removed: Iterable[Task]) -> None:
+        """Changes the tasks that live in this namespace."""
+        for task in removed:
+            self._tasks.discard(task)
+            self._walker.forget(task)
+        self._tasks.update(added)
+
+    def look(self, limit_cpu_s: float = 3600.0) -> None:
+        """Reads the tables, then looks for the holders of sockets that have none, for `limit_cpu_s` of CPU
+        time at most; `look_again` says that this was not enough. Raises: Vanished, Denied (nothing read)."""
+        tasks = sorted(self._tasks)
+        reading = self._reader.read(self.mounts, tasks)
+        self._taken_at_s = self._clock.monotonic_s()
+        self.health.looks += 1
+        self.health.dumps_interrupted += reading.interrupted
+        self.health.rows_malformed += reading.malformed
+        if reading.cookie != self._cookie and None not in (reading.cookie, self._cookie):
+            # The inode was given to another namespace: nothing of the old one may live on.
+            self._table = ConnectionTable()
+            self._search = OwnerSearch(self._walker, self._table, self._clock)
+            self._needs_base = True
+        self._source, self._cookie = reading.source, reading.cookie or self._cookie
+        change = self._table.update(reading)
+        for key in change.gone:
+            self._changed.pop(key, None)
+            self._gone.add(key)
+        for connection in change.changed:
+            self._gone.discard(connection.key)
+            self._changed[connection.key] = connection
+        self.look_again = not self._search.run(tasks, limit_cpu_s)
+        if self._walked_at_s is None and not self.look_again:
+            self._walked_at_s = self._taken_at_s  # a first search visits every task
+
+    def walk_block(self) -> bool:
+        """The next block of the paced pass; True when it ended the pass."""
+        if self._pass is None:
+            self._pass = self._walker.pass_in_blocks(self._tasks, self._block)
+        now_s = self._clock.monotonic_s()
+        for _ in self._pass:
+            self.pacer.block_done(now_s)
+            return False
+        self._pass = None
+        plan = self.pacer.pass_done(now_s)
+        self._walked_at_s = now_s
+        self.health.passes += 1
+        if plan.late:
+            self.health.passes_late += 1
+            _log.warning("a pass over %d tasks took longer than its target allows", len(self._tasks))
+        return True
+
+    @property
+    def has_changes(self) -> bool:
+        return bool(self._changed or self._gone or self._walker.holdings.changed)
+
+    def take_snapshot(self) -> Snapshot:
+        """The next generation: a base at first and after `want_base`, else the changes to the last one."""
+        self._generation += 1
+        held = self._walker.holdings.take_change()
+        changed, gone = list(self._changed.values()), list(self._gone)
+        self._changed, self._gone = {}, set()
+        if self._needs_base:
+            self._needs_base = False
+            return self.base()
+        return self._snapshot(False, changed, gone, held)
+
+    def want_base(self) -> None:
+        """Makes the next snapshot whole: a generation was lost on the way."""
+        self._needs_base = True
+
+    def base(self) -> Snapshot:
+        """The current generation as a whole."""
+        return self._snapshot(True, self._table.connections(), [], self._walker.holdings.everything())
+
+    def _snapshot(
+        self, base: bool, connections: Sequence[Connection], gone: Sequence[SocketKey], held: HoldingsChange
+    ) -> Snapshot:
+        return Snapshot(
+            ROLE, self.netns, self._cookie, self._life, self._generation, base,
+            self._taken_at_s, self._walked_at_s, self._source, len(self._walker.denied), self.health.copy(),
+            connections, gone, held.processes, held.gone_processes, held.holdings, held.gone_holdings,
+        )  # fmt: skip

@@ -1,0 +1,131 @@
+"""One reading of a namespace's socket tables: by sock_diag, or by /proc text where that is denied."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+
+from pipeline.clock import Clock
+from pipeline.errors import Denied, Malformed, Unsupported, Vanished
+from pipeline.kernel.enter import home_inode, open_netns
+from pipeline.model.connection import Family, Proto
+from pipeline.model.process import Task
+from pipeline.model.socket_row import SocketRow
+from pipeline.netlink import sock_diag
+from pipeline.procfs.net_tcp import read_net_table
+from pipeline.procfs.ns import netns_path
+from pipeline.procfs.root import ProcRoot
+from pipeline.walk.table import Reading
+
+_log = logging.getLogger(__name__)
+
+_TEXT_TABLES: tuple[tuple[Proto, Family, str], ...] = (
+    (Proto.TCP, Family.INET, "tcp"),
+    (Proto.TCP, Family.INET6, "tcp6"),
+    (Proto.UDP, Family.INET, "udp"),
+    (Proto.UDP, Family.INET6, "udp6"),
+)
+# How many members are tried as the way into a namespace, or to its text, before it counts as vanished.
+_TRIES = 4
+# After a refusal sock_diag is tried again only this much later: rights seldom change.
+_DENIED_RETRY_S = 60.0
+
+
+class TableReader:
+    """Reads the tables of one namespace. `source`: auto, sock_diag or proc, as `tables.source` says.
+
+    `mark_dump` is told when a socket of the namespace is about to be open, which pins it, and when it is closed.
+    """
+
+    def __init__(
+        self,
+        root: ProcRoot,
+        netns_inode: int,
+        source: str,
+        clock: Clock,
+        mark_dump: Callable[[bool], None] = lambda inside: None,
+    ) -> None:
+        self._root = root
+        self.netns_inode = netns_inode
+        self._source = source
+        self._clock = clock
+        self._mark_dump = mark_dump
+        self._denied_until_s = 0.0
+
+    def read(self, mounts: Sequence[str], tasks: Sequence[Task]) -> Reading:
+        """All tables. Raises: Vanished when no way into the namespace is left; Denied if none is allowed."""
+        if self._source != "proc" and self._clock.monotonic_s() >= self._denied_until_s:
+            try:
+                return self._read_sock_diag(mounts, tasks)
+            except (Denied, Unsupported) as error:
+                if self._source == "sock_diag":
+                    raise
+                if not self._denied_until_s:
+                    _log.info("sock_diag is refused (%s): reading /proc text instead", error)
+                self._denied_until_s = self._clock.monotonic_s() + _DENIED_RETRY_S
+        return self._read_text(tasks)
+
+    def _read_sock_diag(self, mounts: Sequence[str], tasks: Sequence[Task]) -> Reading:
+        self._mark_dump(True)
+        try:
+            diag = self._open_diag(mounts, tasks)
+            try:
+                tcp, udp = sock_diag.dump_tcp(diag), sock_diag.dump_udp(diag)
+                rows: dict[int, list[SocketRow]] = {Proto.TCP: tcp.rows, Proto.UDP: udp.rows}
+                devices = _device_names(diag, rows.values())
+                cookie = sock_diag.netns_cookie(diag)
+            finally:
+                diag.close()
+        finally:
+            self._mark_dump(False)
+        return Reading("sock_diag", cookie, rows, devices, int(tcp.interrupted) + int(udp.interrupted), 0)
+
+    def _open_diag(self, mounts: Sequence[str], tasks: Sequence[Task]) -> socket.socket:
+        """A sock_diag socket of the namespace, which needs no entering where it is our own."""
+        if self.netns_inode == home_inode():
+            return sock_diag.open_diag()
+        netns_fd = self._open_netns(mounts, tasks)
+        try:
+            return sock_diag.open_diag(netns_fd)
+        finally:
+            os.close(netns_fd)
+
+    def _open_netns(self, mounts: Sequence[str], tasks: Sequence[Task]) -> int:
+        # Mounts first: a pid may be recycled.
+        paths = [*mounts, *(netns_path(self._root, task) for task in islice(tasks, _TRIES))]
+        refusal: Denied | None = None
+        for path in paths:
+            try:
+                return open_netns(path, self.netns_inode)
+            except Vanished:
+                continue  # this way in is gone; the last one decides
+            except Denied as error:
+                refusal = error
+        raise refusal or Vanished(f"namespace {self.netns_inode} has no way in any more")
+
+    def _read_text(self, tasks: Sequence[Task]) -> Reading:
+        malformed: list[Malformed] = []
+        refusal: Denied | None = None
+        for task in islice(tasks, _TRIES):
+            try:
+                rows: dict[int, list[SocketRow]] = {Proto.TCP: [], Proto.UDP: []}
+                for proto, family, name in _TEXT_TABLES:
+                    rows[proto] += read_net_table(self._root, task, name, family, malformed.append)
+                return Reading("proc", None, rows, {}, 0, len(malformed))
+            except Vanished:
+                malformed.clear()  # another member shows the same tables
+            except Denied as error:
+                malformed.clear()
+                refusal = error
+        raise refusal or Vanished(f"namespace {self.netns_inode} has no member whose tables can be read")
+
+
+def _device_names(diag: socket.socket, tables: Iterable[Iterable[SocketRow]]) -> dict[int, str]:
+    """Names of the devices that sockets are bound to, by ifindex; one that is gone has none."""
+    indexes = {row[6] for rows in tables for row in rows}
+    indexes.discard(0)
+    names = {ifindex: sock_diag.interface_name(diag, ifindex) for ifindex in indexes}
+    return {ifindex: name for ifindex, name in names.items() if name is not None}

@@ -1,0 +1,89 @@
+"""Looking for the holders of new sockets first where they most likely are, before the paced pass gets there.
+
+What it can miss, until the next pass: a descriptor replaced by another of the same number whose old file was
+no socket of these tables, in a process whose number of descriptors is as before and that lost no socket; a
+socket held only from another namespace (that namespace's worker finds it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.clock import Clock
+from pipeline.model.process import Task
+from pipeline.walk.table import ConnectionTable
+from pipeline.walk.walker import Walker
+
+
+class OwnerSearch:
+    """Keeps what is worth searching: sockets searched everywhere in vain are left to the pass."""
+
+    def __init__(self, walker: Walker, table: ConnectionTable, clock: Clock) -> None:
+        self._walker = walker
+        self._table = table
+        self._clock = clock
+        self._in_vain: set[int] = set()
+        # Sockets that left the tables while a task is still listed as their holder: it closed a descriptor.
+        self._lost: set[int] = set()
+        # A search that stopped at its limit: the tasks that it asked already, and the sockets it asks for.
+        self._asked: set[Task] = set()
+        self._asked_for: set[int] = set()
+
+    def wanted(self) -> set[int]:
+        """Inodes in the tables that nobody is known to hold, without those searched in vain."""
+        unowned = self._table.inodes - self._walker.holdings.holders.keys()
+        self._in_vain &= unowned
+        return unowned - self._in_vain
+
+    def run(self, tasks: Iterable[Task], limit_cpu_s: float) -> bool:
+        """One search, after a reading of the tables: new tasks and those whose number of descriptors changed
+        are read in any case; the others only while a socket is without holder. False: it stopped at
+        `limit_cpu_s` of CPU time and is to be run again."""
+        walker, files = self._walker, self._walker.holdings.files
+        self._lost = (self._lost | self._table.take_left()) & walker.holdings.holders.keys()
+        stop_at_s = self._clock.cpu_s() + limit_cpu_s
+        unchanged: list[Task] = []
+        for task in tasks:
+            if not walker.is_known(task):
+                walker.visit(task)
+            elif task in files:
+                if walker.count_changed(task):
+                    walker.refresh(task, self._lost)
+                else:
+                    unchanged.append(task)
+            if self._clock.cpu_s() > stop_at_s:
+                return False
+        return self._ask_unchanged(unchanged, stop_at_s)
+
+    def _ask_unchanged(self, tasks: list[Task], stop_at_s: float) -> bool:
+        """Refreshes `tasks` until every socket has a holder, going on where the limit stopped it the last time.
+
+        False: to be run again, also for sockets that appeared when a part of the tasks had been asked already.
+        """
+        missing = self.wanted()
+        if not self._asked:
+            self._asked_for = set(missing)
+        remaining = [task for task in tasks if task not in self._asked] if missing else []
+        for task in self._likely_first(remaining, missing):
+            self._walker.refresh(task, self._lost)
+            self._asked.add(task)
+            missing -= self._walker.holdings.holders.keys()
+            if not missing:
+                break
+            if self._clock.cpu_s() > stop_at_s:
+                return False
+        self._asked.clear()
+        self._in_vain |= missing & self._asked_for
+        return missing <= self._asked_for
+
+    def _likely_first(self, tasks: list[Task], missing: set[int]) -> list[Task]:
+        """Tasks that lost a socket first (a close and an open leave the count as it was), then those with the
+        uid of a missing socket, then the others."""
+        holders, files = self._walker.holdings.holders, self._walker.holdings.files
+        lost_by = {task for inode in self._lost for task in holders.get(inode, ())}
+        uids = self._table.uids_of(missing)
+
+        def rank(task: Task) -> int:
+            return 0 if task in lost_by else 1 if files[task].process.uid in uids else 2
+
+        return sorted((task for task in tasks if task in files), key=rank)

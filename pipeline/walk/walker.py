@@ -1,0 +1,166 @@
+"""Reading the descriptors of a namespace's processes: one visit, and the pass over all of them in blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+
+from pipeline.errors import Denied, Malformed, Vanished
+from pipeline.model.process import Process, Task
+from pipeline.model.snapshot import Health
+from pipeline.procfs.fd import FdDir, fd_count
+from pipeline.procfs.root import ProcRoot
+from pipeline.procfs.stat import PF_KTHREAD, read_stat
+from pipeline.walk.holdings import Holdings
+
+
+@dataclass(slots=True)
+class _Room:
+    """How many descriptors may still be read in this block."""
+
+    block: int
+    left: int = 0
+
+    def __post_init__(self) -> None:
+        self.left = self.block
+
+
+class Walker:
+    """Visits tasks of one namespace and keeps `holdings` up to date.
+
+    `denied` and `kernel_threads` are the tasks that cannot or need not be read; `health` counts the losses.
+    """
+
+    def __init__(self, root: ProcRoot, netns_inode: int, holdings: Holdings, health: Health) -> None:
+        self.holdings = holdings
+        self.denied: set[Task] = set()
+        self._kernel_threads: set[Task] = set()
+        self._counts_known = False
+        self._root = root
+        self.netns_inode = netns_inode
+        self._health = health
+
+    def forget(self, task: Task) -> None:
+        """The task left the namespace or ended."""
+        self.holdings.drop(task)
+        self.denied.discard(task)
+        self._kernel_threads.discard(task)
+
+    def visit(self, task: Task) -> None:
+        """Reads all descriptors of a task. What vanished or is denied is counted, not raised."""
+        for _ in self._visit_in_blocks(task, _Room(1 << 30)):
+            raise AssertionError("a visit in one block does not stop")
+
+    def is_known(self, task: Task) -> bool:
+        """Whether a visit has ended with an answer, be it that nothing may be read."""
+        return task in self.holdings.files or task in self.denied or task in self._kernel_threads
+
+    def count_changed(self, task: Task) -> bool:
+        """Whether the kernel's number of open descriptors differs from what the last visit listed. Always
+        False where the kernel does not tell it (st_size of the fd folder, Linux 6.2)."""
+        try:
+            count = fd_count(self._root, task)
+        except (Vanished, Denied):
+            return True  # the visit that follows meets the same error and counts it
+        self._counts_known = self._counts_known or count > 0
+        return self._counts_known and count != self.holdings.files[task].listed
+
+    def refresh(self, task: Task, lost: Set[int]) -> None:
+        """A cheaper visit of a known task: lists the descriptors, and reads only those not known before or
+        known for a socket in `lost`."""
+        known = self.holdings.files[task]
+        try:
+            with FdDir(self._root, task) as fd_dir:
+                names = fd_dir.names()
+                fds: dict[int, int] = {}
+                unread: list[str] = []
+                for name in names:
+                    inode = known.fds.get(int(name))
+                    if inode is None or inode in lost:
+                        unread.append(name)
+                    else:
+                        fds[int(name)] = inode
+                fds.update(fd_dir.socket_inodes(unread))
+            process = self._read_process(task, known.process)
+        except Vanished:
+            self._vanished(task)
+        except Denied:
+            self._refused(task)
+        except Malformed:
+            self._health.rows_malformed += 1
+        else:
+            if process is not None:
+                self.holdings.put(task, process, fds, len(names))
+
+    def pass_in_blocks(self, tasks: Set[Task], block: int) -> Iterator[None]:
+        """One pass over `tasks`; stops after every `block` descriptors, inside a process too.
+
+        Who leaves `tasks` meanwhile is skipped: a process that moved to another namespace lives on, and what was
+        put here after it was forgotten nobody would ever remove.
+        """
+        room = _Room(block)
+        for task in sorted(tasks):
+            if task in tasks:
+                yield from self._visit_in_blocks(task, room)
+            if task not in tasks:
+                self.forget(task)
+
+    def _visit_in_blocks(self, task: Task, room: _Room) -> Iterator[None]:
+        if task in self._kernel_threads:
+            return
+        try:
+            process = self._read_process(task, None)
+            if process is None:
+                return
+            with FdDir(self._root, task) as fd_dir:
+                names = fd_dir.names()
+                fds: dict[int, int] = {}
+                begin = 0
+                while begin < len(names):
+                    chunk = names[begin : begin + room.left]
+                    fds.update(fd_dir.socket_inodes(chunk))
+                    begin += len(chunk)
+                    room.left -= len(chunk)
+                    if room.left <= 0:
+                        yield
+                        room.left = room.block
+            # The pid may have been recycled meanwhile: then what was read is of two processes.
+            process = self._read_process(task, process)
+        except Vanished:
+            self._vanished(task)
+        except Denied:
+            self._refused(task)
+        except Malformed:
+            self._health.rows_malformed += 1
+        else:
+            self.denied.discard(task)
+            if process is not None:
+                self.holdings.put(task, process, fds, len(names))
+        room.left -= 1  # a visit has a price of its own, also where nothing is open
+        if room.left <= 0:
+            yield
+            room.left = room.block
+
+    def _read_process(self, task: Task, expected: Process | None) -> Process | None:
+        """The process of a task now, or None for a kernel thread. Raises: Denied, Malformed; Vanished, also
+        where it is no longer the `expected` one."""
+        stat = read_stat(self._root, task.pid)
+        if stat.flags & PF_KTHREAD:
+            self._kernel_threads.add(task)
+            return None
+        if expected is None:
+            uid = self._root.owner(str(task.pid))
+            return Process(task.pid, stat.start_ticks, stat.comm, uid, self.netns_inode, None)
+        if stat.start_ticks != expected.start_ticks:
+            raise Vanished(f"pid {task.pid} was recycled")
+        return expected if stat.comm == expected.comm else expected._replace(comm=stat.comm)
+
+    def _vanished(self, task: Task) -> None:
+        self._health.pids_vanished += 1
+        self.holdings.drop(task)
+
+    def _refused(self, task: Task) -> None:
+        if task not in self.denied:
+            self._health.pids_denied += 1
+            self.denied.add(task)
+        self.holdings.drop(task)

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import Denied, Unsupported, Vanished
+from pipeline.kernel.enter import EXIT_STRANDED, home_inode, inside, netns_inode_at, open_netns
+from tests.live import LiveNetns, in_child, needs_root
+
+
+def current_inode() -> int:
+    return os.stat("/proc/thread-self/ns/net").st_ino
+
+
+@needs_root
+def test_inside_is_in_the_other_namespace_and_back_home_afterwards() -> None:
+    home = current_inode()
+    with LiveNetns() as netns:
+        netns_fd = open_netns(netns.path, netns.inode)
+        with open(netns_fd, closefd=True), inside(netns_fd):
+            assert current_inode() == netns.inode
+            assert [name for _, name in socket.if_nameindex()] == ["lo"]
+            assert home_inode() == home
+        assert current_inode() == home
+
+
+@needs_root
+def test_an_error_inside_comes_out_at_home() -> None:
+    home = current_inode()
+    with LiveNetns() as netns:
+        netns_fd = open_netns(netns.path, netns.inode)
+        with open(netns_fd, closefd=True):
+            with pytest.raises(ZeroDivisionError), inside(netns_fd):
+                raise ZeroDivisionError
+            assert current_inode() == home
+
+
+@needs_root
+def test_a_process_that_cannot_come_back_ends_with_its_own_status() -> None:
+    with LiveNetns() as netns:
+        netns_fd = open_netns(netns.path, netns.inode)
+        with open(netns_fd, closefd=True):
+            pid = os.fork()
+            if pid == 0:
+                with inside(netns_fd):
+                    os.setuid(65534)
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == EXIT_STRANDED
+
+
+@needs_root
+def test_entering_without_the_right_is_denied_and_stays_home() -> None:
+    with LiveNetns() as netns:
+        netns_fd = open_netns(netns.path, netns.inode)
+
+        def outcome() -> tuple[str, bool]:
+            home = current_inode()
+            os.setuid(65534)
+            try:
+                with inside(netns_fd):
+                    return "entered", False
+            except Denied as error:
+                return error.capability, current_inode() == home
+
+        with open(netns_fd, closefd=True):
+            assert in_child(outcome) == ("CAP_SYS_ADMIN", True)
+
+
+def test_a_file_that_is_no_namespace_is_unsupported() -> None:
+    with open("/dev/null") as file, pytest.raises(Unsupported), inside(file.fileno()):
+        pass
+
+
+def test_open_netns_of_a_path_that_is_gone_vanished() -> None:
+    for path in ("/proc/0/ns/net", "/dev/null/net", "/run/no-such-netns"):
+        with pytest.raises(Vanished):
+            open_netns(path, 1)
+
+
+def test_open_netns_of_another_namespace_than_meant_vanished_and_leaks_nothing() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(Vanished, match="not 4711"):
+        open_netns("/proc/self/ns/net", 4711)
+    assert os.listdir("/proc/self/fd") == before
+
+
+@needs_root
+def test_open_netns_of_another_user_is_denied() -> None:
+    path, inode = f"/proc/{os.getpid()}/ns/net", current_inode()
+
+    def capability() -> str:
+        os.setuid(65534)
+        try:
+            open_netns(path, inode)
+        except Denied as error:
+            return error.capability
+        return "opened"
+
+    assert in_child(capability) == "CAP_SYS_PTRACE"
+
+
+@needs_root
+def test_a_forked_child_finds_its_own_way_home_after_closing_what_it_inherited() -> None:
+    home = home_inode()
+    with LiveNetns() as netns:
+
+        def outcome() -> tuple[int, int]:
+            with open("/dev/null") as null:
+                # Every inherited descriptor, the parent's way home among them, becomes another file.
+                for name in os.listdir("/proc/self/fd"):
+                    if int(name) > 2 and int(name) != null.fileno() and is_netns(int(name)):
+                        os.dup2(null.fileno(), int(name))
+                netns_fd = open_netns(netns.path, netns.inode)
+                with inside(netns_fd), open(netns_fd, closefd=True):
+                    there = current_inode()
+                return there, current_inode()
+
+        assert in_child(outcome) == (netns.inode, home)
+
+
+@needs_root
+def test_netns_inode_at_is_the_namespace_or_none_for_anything_else(tmp_path: Path) -> None:
+    plain, fifo = tmp_path / "plain", tmp_path / "fifo"
+    plain.touch()
+    os.mkfifo(fifo)
+    with LiveNetns() as netns:
+        assert netns_inode_at(netns.path) == netns.inode
+    for path in (plain, fifo, tmp_path, tmp_path / "missing", "/proc/self/ns/mnt"):
+        assert netns_inode_at(str(path)) is None
+
+
+def is_netns(fd: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")
+    except FileNotFoundError:
+        return False

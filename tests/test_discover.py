@@ -1,0 +1,222 @@
+"""Namespaces found in proc trees and mount folders, and what changed from scan to scan."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.discover import Changes, Discovery, Membership, diff
+from pipeline.model.netns import Netns, NetnsInode
+from pipeline.model.process import Task
+from pipeline.procfs.root import ProcRoot
+from tests.fake_root import TREES, FakeRoot
+from tests.live import LiveNetns, needs_root
+
+HOST, OTHER = NetnsInode(4026531840), NetnsInode(4026532417)
+
+
+def write_task(root: FakeRoot, pid: int, netns: int, threads: dict[int, int] | None = None) -> None:
+    """A process in a namespace, and its other threads with theirs."""
+    folder = Path(root.path) / str(pid)
+    for task, inode in (
+        (folder, netns),
+        *((folder / f"task/{tid}", ns) for tid, ns in (threads or {}).items()),
+    ):
+        (task / "ns").mkdir(parents=True, exist_ok=True)
+        link = task / "ns/net"
+        link.unlink(missing_ok=True)
+        link.symlink_to(f"net:[{inode}]")
+    (folder / "task" / str(pid) / "ns").mkdir(parents=True, exist_ok=True)
+    (folder / "task" / str(pid) / "ns/net").unlink(missing_ok=True)
+    (folder / "task" / str(pid) / "ns/net").symlink_to(f"net:[{netns}]")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> FakeRoot:
+    (tmp_path / "proc").mkdir()
+    return FakeRoot(str(tmp_path / "proc"))
+
+
+def test_processes_are_grouped_by_namespace_and_a_thread_elsewhere_is_a_task_there() -> None:
+    found = Discovery(FakeRoot(f"{TREES}/two_namespaces"), ()).scan(0.0)
+    assert found == {
+        HOST: Netns(HOST, (), (), frozenset({Task(1, 1), Task(2, 2), Task(71, 71)})),
+        OTHER: Netns(OTHER, (), (), frozenset({Task(72, 72), Task(1, 9)})),
+    }
+
+
+def test_a_thread_that_goes_elsewhere_and_comes_back_is_seen_while_its_process_is_young(
+    tree: FakeRoot,
+) -> None:
+    write_task(tree, 10, HOST, {11: HOST})
+    discovery = Discovery(tree, ())
+    assert set(discovery.scan(0.0)) == {HOST}
+    write_task(tree, 10, HOST, {11: OTHER})
+    assert discovery.scan(1.0)[OTHER].tasks == {Task(10, 11)}
+    write_task(tree, 10, HOST, {11: HOST})
+    assert set(discovery.scan(2.0)) == {HOST}
+
+
+def test_a_process_that_moves_is_a_member_of_its_new_namespace_only(tree: FakeRoot) -> None:
+    write_task(tree, 10, HOST)
+    write_task(tree, 12, HOST)
+    discovery = Discovery(tree, ())
+    before = discovery.scan(0.0)
+    write_task(tree, 10, OTHER)
+    after = discovery.scan(60.0)
+    assert diff(before, after) == Changes(
+        [OTHER],
+        [],
+        {HOST: Membership([], [Task(10, 10)]), OTHER: Membership([Task(10, 10)], [])},
+        [],
+    )
+
+
+def test_every_settled_process_of_many_is_read_again_within_two_scans(tree: FakeRoot) -> None:
+    for pid in range(1, 1100):
+        write_task(tree, pid, HOST)
+    discovery = Discovery(tree, ())
+    discovery.scan(0.0)
+    moved = range(1, 1100, 11)
+    for pid in moved:
+        write_task(tree, pid, OTHER)
+    discovery.scan(100.0)
+    assert discovery.scan(101.0)[OTHER].tasks == {Task(pid, pid) for pid in moved}
+
+
+def test_processes_that_vanish_or_are_denied_are_no_members_and_the_denied_are_counted(
+    tree: FakeRoot,
+) -> None:
+    for pid in (10, 12, 14):
+        write_task(tree, pid, HOST)
+    discovery = Discovery(tree, ())
+    discovery.scan(0.0)
+    tree.lost.add("10/ns")
+    tree.denied["12/ns"] = "CAP_SYS_PTRACE"
+    assert discovery.scan(1.0)[HOST].tasks == {Task(14, 14)}
+    assert discovery.denied == 1
+    tree.denied.clear()
+    assert discovery.scan(2.0)[HOST].tasks == {Task(12, 12), Task(14, 14)}
+    assert discovery.denied == 0
+
+
+def test_threads_that_vanish_between_listing_and_reading_are_left_out(tree: FakeRoot) -> None:
+    write_task(tree, 10, HOST, {11: OTHER, 13: OTHER})
+    tree.lost.add("10/task/11/ns")
+    assert Discovery(tree, ()).scan(0.0)[OTHER].tasks == {Task(10, 13)}
+
+
+def test_a_namespace_link_that_is_not_one_counts_as_denied(tree: FakeRoot) -> None:
+    write_task(tree, 10, HOST)
+    (Path(tree.path) / "10/ns/net").unlink()
+    (Path(tree.path) / "10/ns/net").symlink_to("nonsense")
+    discovery = Discovery(tree, ())
+    assert discovery.scan(0.0) == {}
+    assert discovery.denied == 1
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "inodes"),
+    [
+        ([], [], {HOST, OTHER}),
+        (["40265318*"], [], {HOST}),
+        ([], [str(HOST)], {OTHER}),
+        (["4026*"], ["*417"], {HOST}),
+        (["no-such-name"], [], set()),
+    ],
+)
+def test_include_and_exclude_are_patterns_on_inodes(
+    include: list[str], exclude: list[str], inodes: set[int]
+) -> None:
+    root = FakeRoot(f"{TREES}/two_namespaces")
+    assert set(Discovery(root, (), include, exclude).scan(0.0)) == inodes
+
+
+def test_mount_folders_may_be_missing_or_hold_what_is_no_namespace(tree: FakeRoot, tmp_path: Path) -> None:
+    mounts = tmp_path / "netns"
+    mounts.mkdir()
+    (mounts / "plain").touch()
+    os.mkfifo(mounts / "fifo")
+    (mounts / "loop").symlink_to("loop")
+    (mounts / "dangling").symlink_to("nowhere")
+    (mounts / "folder").mkdir()
+    (mounts / "uts").symlink_to("/proc/self/ns/uts")
+    discovery = Discovery(tree, (str(mounts), str(tmp_path / "missing"), str(mounts / "plain")))
+    assert discovery.scan(0.0) == {}
+    assert discovery.scan(1.0) == {}
+
+
+@pytest.fixture
+def named(tmp_path: Path) -> Iterator[tuple[Path, LiveNetns]]:
+    """A mount folder with one live namespace bound as `blue` and as `azure`."""
+    mounts = tmp_path / "netns"
+    mounts.mkdir()
+    names = [mounts / "blue", mounts / "azure"]
+    with LiveNetns() as live:
+        for name in names:
+            name.touch()
+            subprocess.run(["mount", "--bind", live.path, str(name)], check=True)
+        try:
+            yield mounts, live
+        finally:
+            for name in names:
+                subprocess.run(["umount", str(name)], check=False, capture_output=True)
+
+
+@needs_root
+def test_a_bound_namespace_has_its_names_sorted_with_their_paths(
+    tree: FakeRoot, named: tuple[Path, LiveNetns]
+) -> None:
+    mounts, live = named
+    (mounts / "plain").touch()
+    discovery = Discovery(tree, (str(mounts),))
+    inode = NetnsInode(live.inode)
+    both = discovery.scan(0.0)
+    assert both == {
+        inode: Netns(inode, ("azure", "blue"), (str(mounts / "azure"), str(mounts / "blue")), frozenset())
+    }
+    subprocess.run(["umount", str(mounts / "blue")], check=True)
+    one = discovery.scan(1.0)
+    assert one[inode].names == ("azure",)
+    assert diff(both, one) == Changes([], [], {}, [inode])
+    assert set(Discovery(tree, (str(mounts),), ["az*"]).scan(0.0)) == {inode}
+    assert Discovery(tree, (str(mounts),), [], ["azure"]).scan(0.0) == {}
+    subprocess.run(["umount", str(mounts / "azure")], check=True)
+    assert diff(one, discovery.scan(2.0)) == Changes([], [inode], {}, [])
+
+
+@needs_root
+def test_names_that_come_and_go_are_not_remembered_for_ever(
+    tree: FakeRoot, named: tuple[Path, LiveNetns]
+) -> None:
+    mounts, _ = named
+    discovery = Discovery(tree, (str(mounts),))
+    for number in range(23):
+        name = mounts / f"cni-{number}"
+        name.touch()
+        discovery.scan(0.0)
+        name.unlink()
+    discovery.scan(1.0)
+    assert set(discovery._mounted) == {str(mounts / "blue"), str(mounts / "azure")}
+
+
+@needs_root
+def test_a_live_namespace_is_found_with_its_process_and_gone_with_it() -> None:
+    discovery = Discovery(ProcRoot(), ())
+    with LiveNetns() as live:
+        inode = NetnsInode(live.inode)
+        assert discovery.scan(0.0)[inode].tasks == {Task(live.pid, live.pid)}
+    assert inode not in discovery.scan(1.0)
+
+
+def test_scans_that_find_the_same_differ_in_nothing() -> None:
+    found = Discovery(FakeRoot(f"{TREES}/two_namespaces"), ()).scan(0.0)
+    assert diff(found, found) == Changes([], [], {}, [])
+    assert diff({}, found).members == {
+        HOST: Membership([Task(1, 1), Task(2, 2), Task(71, 71)], []),
+        OTHER: Membership([Task(1, 9), Task(72, 72)], []),
+    }

@@ -1,0 +1,259 @@
+"""Visiting processes: what is read, what is skipped and counted, where a pass stops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.model.process import Process, Task
+from pipeline.model.snapshot import Health
+from pipeline.walk.holdings import Holdings
+from pipeline.walk.walker import Walker
+from tests.fake_root import TREES, FakeRoot
+from tests.walk.trees import PF_KTHREAD, write_fds, write_process, write_stat
+
+NETNS = 4026531840
+SERVER = Task(71, 71)
+
+
+def walker_on(root: FakeRoot) -> tuple[Walker, Health]:
+    health = Health()
+    return Walker(root, NETNS, Holdings(), health), health
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> FakeRoot:
+    return FakeRoot(str(tmp_path))
+
+
+def test_a_visit_reads_every_descriptor_of_a_recorded_process() -> None:
+    root = FakeRoot(f"{TREES}/two_namespaces")
+    walker, health = walker_on(root)
+    walker.visit(SERVER)
+    files = walker.holdings.files[SERVER]
+    assert sorted(fd for fd, inode in files.fds.items() if inode) == [5, 7, 12]
+    assert files.listed == 6
+    assert (files.process.pid, files.process.netns) == (71, NETNS)
+    assert health == Health()
+
+
+def test_a_thread_of_its_own_is_visited_by_its_own_folder() -> None:
+    walker, health = walker_on(FakeRoot(f"{TREES}/two_namespaces"))
+    walker.visit(Task(1, 9))
+    files = walker.holdings.files[Task(1, 9)]
+    assert files.process.pid == 1
+    assert files.fds
+    assert health == Health()
+
+
+def test_a_kernel_thread_is_known_but_not_read(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 2, {3: 100}, flags=PF_KTHREAD)
+    walker, health = walker_on(tree)
+    walker.visit(task)
+    assert walker.is_known(task)
+    assert walker.holdings.files == {}
+    assert health == Health()
+
+
+@pytest.mark.parametrize(
+    ("comm", "shown"),
+    [
+        (b"my server", "my server"),
+        (b"a) S 1 (b", "a) S 1 (b"),
+        (b"((", "(("),
+        (b"caf\xc3\xa9", "caf\xe9"),
+        (b"\xff\x01x", "\\xff\x01x"),
+        (b"", ""),
+    ],
+)
+def test_a_process_may_call_itself_anything(tree: FakeRoot, comm: bytes, shown: str) -> None:
+    task = write_process(Path(tree.path), 71, {3: 100}, comm)
+    walker, _ = walker_on(tree)
+    walker.visit(task)
+    found = walker.holdings.files[task].process
+    assert (found.comm, found.start_ticks) == (shown, 100)
+
+
+@pytest.mark.parametrize("path", ["71", "71/stat", "71/fd"])
+def test_a_visit_skips_and_counts_a_process_that_is_gone(path: str) -> None:
+    root = FakeRoot(f"{TREES}/two_namespaces")
+    walker, health = walker_on(root)
+    walker.visit(SERVER)
+    root.lost.add(path)
+    walker.visit(SERVER)
+    assert walker.holdings.files == {}
+    assert walker.holdings.holders == {}
+    assert health == Health(pids_vanished=1)
+
+
+def test_a_visit_drops_a_process_that_vanishes_between_listing_and_fds() -> None:
+    root = FakeRoot(f"{TREES}/two_namespaces")
+    walker, health = walker_on(root)
+    stats_read: list[str] = []
+
+    def vanish_after_first_stat(rel: str) -> None:
+        if rel == "71/stat":
+            stats_read.append(rel)
+            if len(stats_read) == 2:
+                root.lost.add("71")
+
+    root.on_access = vanish_after_first_stat
+    walker.visit(SERVER)
+    assert stats_read == ["71/stat", "71/stat"]
+    assert walker.holdings.files == {}
+    assert health == Health(pids_vanished=1)
+
+
+@pytest.mark.parametrize("cheaply", [False, True])
+def test_what_was_read_of_two_processes_with_one_pid_is_dropped(tree: FakeRoot, cheaply: bool) -> None:
+    task = write_process(Path(tree.path), 71, {3: 100})
+    walker, health = walker_on(tree)
+    walker.visit(task)
+    tree.on_access = lambda rel: (
+        write_stat(Path(tree.path) / "71", 71, start_ticks=200) if rel == "71/fd" else None
+    )
+    if cheaply:
+        walker.refresh(task, set())
+    else:
+        write_stat(Path(tree.path) / "71", 71)
+        walker.visit(task)
+    assert walker.holdings.files == {}
+    assert health == Health(pids_vanished=1)
+    walker.visit(task)
+    assert walker.holdings.files[task].process.start_ticks == 200
+
+
+@pytest.mark.parametrize("path", ["71", "71/fd"])
+def test_a_process_that_may_not_be_read_is_denied_and_counted_once(path: str) -> None:
+    root = FakeRoot(f"{TREES}/two_namespaces")
+    walker, health = walker_on(root)
+    root.denied[path] = "CAP_SYS_PTRACE"
+    walker.visit(SERVER)
+    walker.visit(SERVER)
+    assert walker.denied == {SERVER}
+    assert walker.is_known(SERVER)
+    assert health == Health(pids_denied=1)
+    root.denied.clear()
+    walker.visit(SERVER)
+    assert walker.denied == set()
+    assert SERVER in walker.holdings.files
+
+
+def test_a_known_process_that_becomes_unreadable_is_no_holder_any_more() -> None:
+    root = FakeRoot(f"{TREES}/two_namespaces")
+    walker, health = walker_on(root)
+    walker.visit(SERVER)
+    root.denied["71/fd"] = "CAP_DAC_READ_SEARCH"
+    assert walker.count_changed(SERVER)
+    walker.refresh(SERVER, set())
+    assert (walker.holdings.holders, walker.denied) == ({}, {SERVER})
+    assert health == Health(pids_denied=1)
+
+
+def test_a_stat_that_is_not_one_is_counted_and_changes_nothing(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 71, {3: 100})
+    walker, health = walker_on(tree)
+    walker.visit(task)
+    (Path(tree.path) / "71/stat").write_bytes(b"71 (server S")
+    walker.visit(task)
+    walker.refresh(task, set())
+    assert walker.holdings.holders == {100: (task,)}
+    assert health == Health(rows_malformed=2)
+
+
+def test_exec_shows_as_a_new_name_of_the_same_process(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 71, {3: 100}, b"sh")
+    walker, _ = walker_on(tree)
+    walker.visit(task)
+    write_stat(Path(tree.path) / "71", 71, b"nginx")
+    walker.refresh(task, set())
+    assert walker.holdings.files[task].process == Process(71, 100, "nginx", 0, NETNS, None)
+
+
+def test_a_refresh_reads_only_new_descriptors_and_those_of_lost_sockets(tree: FakeRoot) -> None:
+    folder = Path(tree.path)
+    task = write_process(folder, 71, {3: 100, 4: 101, 5: 0})
+    walker, _ = walker_on(tree)
+    walker.visit(task)
+    write_fds(folder / "71/fd", {3: 200, 4: 201, 6: 202})
+    walker.refresh(task, {100})
+    # Descriptor 4 stays as it was known: its socket is still in the tables, so it cannot have been closed.
+    assert walker.holdings.files[task].fds == {3: 200, 4: 101, 6: 202}
+    assert walker.holdings.files[task].listed == 3
+
+
+def test_a_pass_stops_after_each_block_inside_a_process_too(tree: FakeRoot) -> None:
+    fds = {fd: fd + 100_000 for fd in range(20_000)}
+    tasks = {write_process(Path(tree.path), 71, fds), write_process(Path(tree.path), 72, {3: 1})}
+    walker, _ = walker_on(tree)
+    blocks = walker.pass_in_blocks(tasks, 300)
+    for _ in range(66):
+        next(blocks)
+        assert walker.holdings.files == {}  # half a process is not published
+    # 66 blocks are 19,800 descriptors; the last 200, the prices of two visits and 72's one fit in one block.
+    assert next(blocks, "ended") == "ended"
+    assert len(walker.holdings.files[Task(71, 71)].fds) == 20_000
+    assert walker.holdings.files[Task(72, 72)].fds == {3: 1}
+
+
+def test_processes_without_descriptors_have_a_price_too(tree: FakeRoot) -> None:
+    tasks = {write_process(Path(tree.path), pid, {}) for pid in range(1, 24)}
+    walker, _ = walker_on(tree)
+    assert sum(1 for _ in walker.pass_in_blocks(tasks, 5)) == 4
+    assert len(walker.holdings.files) == 23
+
+
+def test_a_great_process_after_small_ones_is_read_in_blocks_all_the_same(tree: FakeRoot) -> None:
+    small = {write_process(Path(tree.path), pid, {}) for pid in range(1, 8)}
+    great = write_process(Path(tree.path), 71, {fd: fd + 100 for fd in range(101)})
+    walker, _ = walker_on(tree)
+    # 101 descriptors and the prices of eight visits.
+    assert sum(1 for _ in walker.pass_in_blocks({*small, great}, 5)) == 21
+    assert len(walker.holdings.files[great].fds) == 101
+
+
+def test_a_pid_recycled_while_a_block_rests_is_not_published(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 71, {fd: fd + 100 for fd in range(11)})
+    walker, health = walker_on(tree)
+    blocks = walker.pass_in_blocks({task}, 7)
+    next(blocks)
+    write_process(Path(tree.path), 71, {3: 999}, start_ticks=200)
+    assert list(blocks) == []
+    assert walker.holdings.files == {}
+    assert health == Health(pids_vanished=1)
+
+
+@pytest.mark.parametrize("leaves", ["before its turn", "during its visit"])
+def test_a_process_that_leaves_the_namespace_during_a_pass_is_no_holder_in_it(
+    tree: FakeRoot, leaves: str
+) -> None:
+    first = write_process(Path(tree.path), 71, {fd: fd + 100 for fd in range(11)})
+    second = write_process(Path(tree.path), 72, {fd: fd + 200 for fd in range(11)})
+    tasks = {first, second}
+    walker, health = walker_on(tree)
+    blocks = walker.pass_in_blocks(tasks, 7)
+    next(blocks)
+    leaver = second if leaves == "before its turn" else first
+    tasks.discard(leaver)
+    walker.forget(leaver)
+    for _ in blocks:
+        pass
+    assert set(walker.holdings.files) == tasks
+    assert health == Health()
+
+
+def test_a_forgotten_task_leaves_nothing_behind(tree: FakeRoot) -> None:
+    tasks = [
+        write_process(Path(tree.path), 71, {3: 100}),
+        write_process(Path(tree.path), 72, {3: 100}, flags=PF_KTHREAD),
+        write_process(Path(tree.path), 73, {3: 100}),
+    ]
+    tree.denied["73"] = "CAP_SYS_PTRACE"
+    walker, _ = walker_on(tree)
+    for task in tasks:
+        walker.visit(task)
+        assert walker.is_known(task)
+        walker.forget(task)
+        assert not walker.is_known(task)
+    assert walker.holdings.holders == {}
