@@ -26,11 +26,11 @@ _log = logging.getLogger(__name__)
 # A task's namespace is read in every scan while it is this young: a new process often changes its namespace
 # (unshare or setns, then exec). Later it takes its turn.
 _YOUNG_S = 3.0
-# Settled processes and threads whose namespace is read again in one scan; at least a part of all of them, so that
-# with one scan a second each process is read every 2 s and each thread every 10 s.
-_RECHECK_MIN = 500
+# A settled process's namespace is read again in every second scan, those of its threads, where they are many, in
+# every tenth: with one scan a second, every 2 s and every 10 s.
 _PROCESS_TURNS = 2
 _THREAD_TURNS = 10
+_MANY_THREADS = 50
 
 
 class Membership(NamedTuple):
@@ -114,8 +114,7 @@ class Discovery:
         seen = self._seen.get(pid)
         if seen is None or now_s - seen.first_seen_s < _YOUNG_S:
             return True
-        turns = max(1, min(_PROCESS_TURNS, len(self._seen) // _RECHECK_MIN))
-        return (pid + self._turn) % turns == 0
+        return (pid + self._turn) % _PROCESS_TURNS == 0
 
     def _read_process(self, pid: int, now_s: float) -> None:
         try:
@@ -142,7 +141,7 @@ class Discovery:
             seen.thread_count, seen.threads_changed_s = count, now_s
         if count == 1 and not seen.threads:
             return
-        settled = now_s - seen.threads_changed_s >= _YOUNG_S and count > _RECHECK_MIN // 10
+        settled = now_s - seen.threads_changed_s >= _YOUNG_S and count > _MANY_THREADS
         if settled and (pid + self._turn) % _THREAD_TURNS != 0:
             return
         threads: dict[int, NetnsInode] = {}

@@ -45,7 +45,8 @@ _SPARE_SLOTS = 8
 # How often namespaces may come due at the gate.
 _GATE_PERIOD_S = 0.25
 _TELL_AGAIN_S = 60.0
-_ROSTER_PERIOD_S = 1.0
+# How often the gate's proofs alone are worth writing: well within what makes a namespace stale.
+_ROSTER_PERIOD_S = 5.0
 
 
 def run(
@@ -221,7 +222,7 @@ class Supervisor:
             self._nursery = None
 
     def _write_roster(self, now_s: float) -> None:
-        """Writes it when it changed, and has the aggregator read it; proofs of the gate alone, once a second."""
+        """Writes it when it changed, and has the aggregator read it; proofs of the gate alone, now and then."""
         if self._fleet.changes == self._rostered and now_s - self._rostered_s < _ROSTER_PERIOD_S:
             return
         self._rostered, self._rostered_s = self._fleet.changes, now_s

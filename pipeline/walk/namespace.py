@@ -20,6 +20,7 @@ from pipeline.walk.walker import Walker
 _log = logging.getLogger(__name__)
 
 ROLE = "netns"
+_RELIST_PASSES = 6
 
 
 class NamespaceWalk:
@@ -61,6 +62,7 @@ class NamespaceWalk:
         self._changed: dict[SocketKey, Connection] = {}
         self._gone: set[SocketKey] = set()
         self._needs_base = True
+        self._tables_changed = True
 
     def begin(self, netns: int, life: int, start_s: float) -> None:
         """Makes it the walk of another namespace, whose first pass begins at `start_s`; only before the first look."""
@@ -88,9 +90,11 @@ class NamespaceWalk:
             # The inode was given to another namespace: nothing of the old one may live on.
             self._table = ConnectionTable()
             self._search = OwnerSearch(self._walker, self._table, self._clock)
+            self._changed, self._gone = {}, set()
             self._needs_base = True
         self._source, self._cookie = reading.source, reading.cookie or self._cookie
         change = self._table.update(reading)
+        self._tables_changed = self._tables_changed or bool(change.changed or change.gone)
         for key in change.gone:
             self._changed.pop(key, None)
             self._gone.add(key)
@@ -102,9 +106,16 @@ class NamespaceWalk:
             self._walked_at_s = self._taken_at_s  # a first search visits every task
 
     def walk_block(self) -> bool:
-        """The next block of the paced pass; True when it ended the pass."""
+        """The next block of the paced pass; True when it ended the pass.
+
+        While the tables stay as they are, processes with as many descriptors as before are listed again in every
+        sixth pass only. Missed until then, for a minute: a descriptor that was closed while another one was opened,
+        for a socket that another namespace's tables have or that was there before.
+        """
         if self._pass is None:
-            self._pass = self._walker.pass_in_blocks(self._tasks, self._block)
+            relist = self._tables_changed or self.health.passes % _RELIST_PASSES == 0
+            self._tables_changed = False
+            self._pass = self._walker.pass_in_blocks(self._tasks, self._block, relist)
         now_s = self._clock.monotonic_s()
         for _ in self._pass:
             self.pacer.block_done(now_s)
@@ -130,7 +141,9 @@ class NamespaceWalk:
         self._changed, self._gone = {}, set()
         if self._needs_base:
             self._needs_base = False
-            return self.base()
+            # Of the first look, every row was just converted.
+            everything = changed if self._generation == 1 else self._table.connections()
+            return self._snapshot(True, everything, [], self._walker.holdings.everything())
         return self._snapshot(False, changed, gone, held)
 
     def want_base(self) -> None:

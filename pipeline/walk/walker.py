@@ -92,22 +92,33 @@ class Walker:
             if process is not None:
                 self.holdings.put(task, process, fds, len(names))
 
-    def pass_in_blocks(self, tasks: Set[Task], block: int) -> Iterator[None]:
-        """One pass over `tasks`; stops after every `block` descriptors, inside a process too.
+    def pass_in_blocks(self, tasks: Set[Task], block: int, relist: bool = True) -> Iterator[None]:
+        """One pass over `tasks`; stops after every `block` descriptors, inside a process too. Without `relist` a
+        process that has as many descriptors as before is not listed again.
 
         Who leaves `tasks` meanwhile is skipped: a process that moved to another namespace lives on, and what was
         put here after it was forgotten nobody would ever remove.
         """
         room = _Room(block)
         for task in sorted(tasks):
-            if task in tasks:
+            if task in tasks and (relist or not self._is_as_before(task)):
                 yield from self._visit_in_blocks(task, room)
             if task not in tasks:
                 self.forget(task)
 
+    def _is_as_before(self, task: Task) -> bool:
+        """Whether it is the same process, of the same name, with as many descriptors as the last visit listed."""
+        known = self.holdings.files.get(task)
+        if known is None or self.count_changed(task) or not self._counts_known:
+            return False
+        try:
+            return self._read_process(task, known.process) == known.process
+        except (Vanished, Denied, Malformed):
+            return False  # the visit that follows meets the same and counts it
+
     def _visit_in_blocks(self, task: Task, room: _Room) -> Iterator[None]:
-        if task in self._kernel_threads:
-            return
+        # Looked at again each time: its pid may be a user's process by now.
+        self._kernel_threads.discard(task)
         try:
             process = self._read_process(task, None)
             if process is None:

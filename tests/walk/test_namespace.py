@@ -108,6 +108,37 @@ def test_another_namespace_under_the_same_inode_starts_anew() -> None:
     assert (again.base, again.cookie, [one[0] for one in again.connections]) == (True, 6, [9])
 
 
+def test_another_namespace_before_the_first_snapshot_leaves_nothing_of_the_old_one() -> None:
+    old, new = diag(row(1, 100), cookie=5), diag(row(2, 200), cookie=6)
+    walk = recorded_walk(old, new)
+    walk.look()
+    walk.look()
+    assert [connection.inode for connection in walk.take_snapshot().connections] == [2]
+
+
+def test_only_every_sixth_pass_lists_all_while_the_tables_stay_the_same() -> None:
+    listed: list[str] = []
+    root = FakeRoot(f"{TREES}/two_namespaces")
+    root.on_access = lambda rel: listed.append(rel)
+    walk = NamespaceWalk(
+        4026531840,
+        root,
+        Readings(diag(row(1, 100)), diag(row(2, 200))),  # type: ignore[arg-type]
+        Pacing(),
+        ManualClock(),
+    )
+    walk.set_members([Task(71, 71)], [])
+    asked = []
+    for number in range(8):
+        if number in (0, 3):
+            walk.look()  # the tables change
+        listed.clear()
+        assert walk.walk_block()
+        asked.append(listed[0])
+    # The count of descriptors comes first where it may decide; the process's stat where all is listed anyway.
+    assert asked == ["71/stat", "71/fd", "71/fd", "71/stat", "71/fd", "71/fd", "71/stat", "71/fd"]
+
+
 def test_what_opened_and_closed_between_two_snapshots_leaves_no_row() -> None:
     walk = recorded_walk(diag(), diag(row(5107, 1)), diag())
     walk.look()

@@ -257,3 +257,54 @@ def test_a_forgotten_task_leaves_nothing_behind(tree: FakeRoot) -> None:
         walker.forget(task)
         assert not walker.is_known(task)
     assert walker.holdings.holders == {}
+
+
+class CountingRoot(FakeRoot):
+    """Tells the number of descriptors as st_size, as Linux 6.2 does, and notes whose folder is opened."""
+
+    __slots__ = ("opened",)
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.opened: list[str] = []
+
+    def size(self, rel: str) -> int:
+        return len(self.list(rel))
+
+    def open_dir(self, rel: str) -> int:
+        self.opened.append(rel)
+        return super().open_dir(rel)
+
+
+def test_a_pass_that_need_not_list_again_opens_only_processes_whose_count_changed(tmp_path: Path) -> None:
+    root = CountingRoot(str(tmp_path))
+    tasks = {write_process(tmp_path, pid, {0: 0, 3: pid * 10}) for pid in (11, 12, 13)}
+    walker, _ = walker_on(root)
+    list(walker.pass_in_blocks(tasks, 300))
+    root.opened.clear()
+    write_fds(tmp_path / "12" / "fd", {0: 0, 3: 120, 4: 121})
+    list(walker.pass_in_blocks(tasks, 300, relist=False))
+    assert root.opened == ["12/fd"]
+    assert walker.holdings.holders.keys() == {110, 120, 121, 130}
+
+
+def test_a_pass_that_need_not_list_again_sees_a_recycled_pid_and_an_exec(tmp_path: Path) -> None:
+    root = CountingRoot(str(tmp_path))
+    tasks = {write_process(tmp_path, pid, {3: pid * 10}) for pid in (11, 12)}
+    walker, _ = walker_on(root)
+    list(walker.pass_in_blocks(tasks, 300))
+    write_process(tmp_path, 11, {3: 115}, start_ticks=900)
+    write_process(tmp_path, 12, {3: 120}, comm=b"other")
+    list(walker.pass_in_blocks(tasks, 300, relist=False))
+    assert walker.holdings.holders.keys() == {115, 120}
+    assert walker.holdings.files[Task(11, 11)].process.start_ticks == 900
+    assert walker.holdings.files[Task(12, 12)].process.comm == "other"
+
+
+def test_a_kernel_thread_s_pid_that_a_process_takes_over_is_read_in_the_next_pass(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 2, {}, flags=PF_KTHREAD)
+    walker, _ = walker_on(tree)
+    walker.visit(task)
+    write_process(Path(tree.path), 2, {3: 100}, start_ticks=900)
+    list(walker.pass_in_blocks({task}, 300))
+    assert walker.holdings.holders.keys() == {100}
