@@ -21,6 +21,8 @@ CLONE_NEWNET = 0x40000000
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 
+_M_ARENA_MAX = -8  # malloc.h
+
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.setns.argtypes = (ctypes.c_int, ctypes.c_int)
 _libc.unshare.argtypes = (ctypes.c_int,)
@@ -53,6 +55,14 @@ def prctl_set_pdeathsig(signal_number: int) -> None:
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
         _raise_sorted("prctl(PR_SET_PDEATHSIG)", "")
+
+
+def malloc_one_arena() -> None:
+    """Has all threads allocate from one arena, in this process and what it forks. glibc only; elsewhere it does
+    nothing. Source: mallopt(3)."""
+    mallopt = getattr(_libc, "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def _raise_sorted(call: str, capability: str) -> NoReturn:

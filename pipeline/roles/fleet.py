@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +28,7 @@ _GONE_DUMP_LIMIT_S = 0.5
 # How long a worker that was told to stop may take.
 _END_LIMIT_S = 2.0
 _NEED_WINDOW_S = 5.0
+_GOLDEN = 0.6180339887498949
 
 # Starts a worker process: (its end of the control line, its slot, netns for its log lines) -> process.
 StartWorker = Callable[[Control, int, int | None], Forked]
@@ -225,8 +225,9 @@ class Fleet:
         life = worker.lives[netns.inode] = next(self._lives)
         segment = self._segment_path(netns.inode)
         order = self._ordered[netns.inode] = next(self._orders)
-        # Starts are spread over the length of a pass, or all workers would wake together.
-        delay_s = random.uniform(0, self._config.walk.target_s)
+        # Starts are spread over the length of a pass, or all workers would wake together: multiples of the golden
+        # ratio's fraction never bunch.
+        delay_s = life * _GOLDEN % 1.0 * self._config.walk.target_s
         return assignment(netns.inode, life, segment, netns.mounts, sorted(netns.tasks), order, delay_s)
 
     def _segment_path(self, inode: int) -> str:

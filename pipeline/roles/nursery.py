@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from pipeline.errors import SockscopeError
-from pipeline.kernel.libc import prctl_set_pdeathsig
+from pipeline.kernel.libc import malloc_one_arena, prctl_set_pdeathsig
 from pipeline.procfs.comm import write_own_comm
 from pipeline.roles.child import EXIT_FAILED, Process, run_and_exit, start_child
 from pipeline.roles.log_relay import become
@@ -103,6 +103,8 @@ def _serve(line: socket.socket, worker_main: WorkerMain) -> None:
     """In the nursery: forks when asked, until the supervisor closes the line."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     gc.disable()
+    # libzmq's two threads in each worker allocate little: an arena each would be pages for nothing.
+    malloc_one_arena()
     own_pid = os.getpid()
     while True:
         request, ancillary, _, _ = line.recvmsg(_REQUEST.size, _ANCILLARY_BYTES)
