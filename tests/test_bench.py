@@ -40,7 +40,7 @@ def test_bench_refuses_a_case_that_it_does_not_know() -> None:
 
 
 @needs_root
-def test_bench_measures_a_small_pass_beside_the_seed_and_writes_it_as_json(tmp_path: Path) -> None:
+def test_bench_measures_a_small_pass_beside_procspy_and_writes_it_as_json(tmp_path: Path) -> None:
     before = names_of_loads()
     path = tmp_path / "results.json"
     measured = bench("one-pass", "--quick", "--json", str(path))

@@ -64,7 +64,7 @@ def _age_when_seen(client: Client, netns: int, probe: dict[str, Any]) -> float:
 
 
 class _Passes:
-    """What the seed's background reader shows after each pass, collected while it runs."""
+    """What procspy's background reader shows after each pass, collected while it runs."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -92,39 +92,41 @@ def freshness(effort: Effort) -> list[Row]:
     namespaces, probes = (2, 5) if effort.quick else (5, 40 * effort.runs)
     what = f"{namespaces} namespaces x 2 processes x 51 sockets, 4 pairs a second replaced in each"
     with load(namespaces, 2, 51, 50, churn=2.0) as made, pipeline(made.pattern, namespaces) as running:
-        seed_command = [
+        procspy_command = [
             sys.executable,
             "-m",
-            "scripts.benchmarks.seed",
+            "scripts.benchmarks.procspy",
             "--background",
             "--inodes",
             *map(str, made.inodes),
         ]
         with (
-            helper(seed_command) as seed,
+            helper(procspy_command) as procspy,
             _prober(made.names[0]) as prober,
             Client(running.runtime_dir) as client,
         ):
-            passes = _Passes(seed)
+            passes = _Passes(procspy)
             time.sleep(effort.settle_s)
             ages = []
             for _ in range(probes):
                 time.sleep(random.uniform(0.0, 0.3))
                 ages.append(_age_when_seen(client, made.inodes[0], prober.open()))
             if not effort.quick:
-                time.sleep(21.0)  # two passes of the seed: the last probes are shown too
-            seed_ages = passes.ages_s(prober.opened)
+                time.sleep(21.0)  # two passes of procspy: the last probes are shown too
+            procspy_ages = passes.ages_s(prober.opened)
     rows = [
-        _age_row(what, percent, ages, seed_ages, _FRESH_GOAL_S if percent == 95 else None)
+        _age_row(what, percent, ages, procspy_ages, _FRESH_GOAL_S if percent == 95 else None)
         for percent in (50, 95)
     ]
     return rows + (_quiet(effort) if effort.full else [])
 
 
-def _age_row(what: str, percent: int, ages: list[float], seed_ages: list[float], goal: float | None) -> Row:
+def _age_row(
+    what: str, percent: int, ages: list[float], procspy_ages: list[float], goal: float | None
+) -> Row:
     return Row(
         "freshness", f"{what}: p{percent}", "s", percentile(ages, percent),
-        percentile(seed_ages, percent) if seed_ages else None, "seed", goal, sorted(ages),
+        percentile(procspy_ages, percent) if procspy_ages else None, "procspy", goal, sorted(ages),
         f"{len(ages)} connections, one after the other; {_POLL_S * 1000:.0f} ms between two questions",
     )  # fmt: skip
 

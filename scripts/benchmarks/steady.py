@@ -63,8 +63,8 @@ def _measure_pipeline(
         return steady
 
 
-def _measure_seed(inodes: list[int], effort: Effort) -> Steady:
-    command = [sys.executable, "-m", "scripts.benchmarks.seed", "--background", *map(str, inodes)]
+def _measure_procspy(inodes: list[int], effort: Effort) -> Steady:
+    command = [sys.executable, "-m", "scripts.benchmarks.procspy", "--background", *map(str, inodes)]
     with helper(command) as process:
         time.sleep(effort.settle_s)
         meter = TreeMeter(process.pid)
@@ -87,17 +87,17 @@ def background(effort: Effort) -> list[Row]:
     processes, sockets = (4, 50) if effort.quick else (20, 500)
     with load(1, processes, sockets) as made:
         ours = [_measure_pipeline(made, 1, effort, effort.settle_s) for _ in range(effort.runs)]
-        seed = [_measure_seed(made.inodes, effort) for _ in range(effort.runs)]
+        procspy = [_measure_procspy(made.inodes, effort) for _ in range(effort.runs)]
     what = f"{processes} processes x {sockets} sockets in one namespace, steady"
     return [
         row_of_runs(
             "background", f"{what}: CPU", "% of a core", [one.cpu_percent for one in ours],
-            [one.cpu_percent for one in seed], peer_name="seed", goal=_BACKGROUND_GOAL_PERCENT,
+            [one.cpu_percent for one in procspy], peer_name="procspy", goal=_BACKGROUND_GOAL_PERCENT,
             note=_roles_note(ours),
         ),
         row_of_runs(
             "background", f"{what}: memory of all processes", "MB", [one.total_mb for one in ours],
-            [one.total_mb for one in seed], peer_name="seed", goal=_BACKGROUND_GOAL_MB,
+            [one.total_mb for one in procspy], peer_name="procspy", goal=_BACKGROUND_GOAL_MB,
         ),
     ]  # fmt: skip
 
@@ -113,18 +113,18 @@ def _many(count: int, effort: Effort) -> list[Row]:
     with load(count, 1, 3, 3) as made:
         settle_s = effort.settle_s if effort.quick else _IDLE_AFTER_S
         ours = [_measure_pipeline(made, count, effort, settle_s, workers) for _ in range(effort.runs)]
-        seed = [_measure_seed(made.inodes, effort)]
+        procspy = [_measure_procspy(made.inodes, effort)]
     goal_percent = _MANY_GOAL_PERCENT if count > _MANY_SMALL else _MANY_SMALL_GOAL_PERCENT
     what, case = f"{count} idle namespaces", "many-namespaces"
     processes = f"{len(workers) // effort.runs} workers"
     return [
         row_of_runs(
             case, f"{what}: CPU", "% of a core", [one.cpu_percent for one in ours],
-            [one.cpu_percent for one in seed], peer_name="seed", goal=goal_percent, note=_roles_note(ours),
+            [one.cpu_percent for one in procspy], peer_name="procspy", goal=goal_percent, note=_roles_note(ours),
         ),
         row_of_runs(
             case, f"{what}: memory of all processes", "MB", [one.total_mb for one in ours],
-            [one.total_mb for one in seed], peer_name="seed", goal=_MANY_GOAL_MB if count > _MANY_SMALL else None,
+            [one.total_mb for one in procspy], peer_name="procspy", goal=_MANY_GOAL_MB if count > _MANY_SMALL else None,
         ),
         Row(case, f"{what}: memory of a worker, mean", "MB", statistics.mean(workers), note=processes),
         Row(case, f"{what}: memory of a worker, max", "MB", max(workers), goal=_WORKER_GOAL_MB),

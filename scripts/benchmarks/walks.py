@@ -69,29 +69,29 @@ def one_pass(effort: Effort) -> list[Row]:
     processes, sockets = (4, 50) if effort.quick else (20, 500)
     with load(1, processes, sockets) as made:
         inode = str(made.inodes[0])
-        seed = [sys.executable, "-m", "scripts.benchmarks.seed", inode]
+        procspy = [sys.executable, "-m", "scripts.benchmarks.procspy", inode]
         walk = [sys.executable, "-m", "scripts.benchmarks.walk_alone", inode]
         command = [*SOCKSCOPE, "snapshot", "--netns", inode, "--json"]
         # Starting an interpreter is not part of the pass, and the same for both.
         start = [run_command([sys.executable, "-c", "pass"]).cpu_s for _ in range(3)]
         started_s = sorted(start)[1]
-        seed_runs = [run_command(seed) for _ in range(effort.runs)]
+        procspy_runs = [run_command(procspy) for _ in range(effort.runs)]
         walk_runs = [_inner_cpu_s(walk) for _ in range(effort.runs)]
         whole_runs = [run_command(command) for _ in range(effort.runs)]
     what = f"{processes} processes x {sockets} sockets in one namespace"
-    peer = [ran.cpu_s - started_s for ran in seed_runs]
+    peer = [ran.cpu_s - started_s for ran in procspy_runs]
     return [
         row_of_runs(
-            "one-pass", f"{what}: tables, owners, join", "s CPU", walk_runs, peer, peer_name="seed's pass",
+            "one-pass", f"{what}: tables, owners, join", "s CPU", walk_runs, peer, peer_name="procspy's pass",
             goal=_ONE_PASS_GOAL_S, note="the interpreter's start left out on both sides",
         ),
         row_of_runs(
             "one-pass", f"{what}: the command, JSON included", "s CPU", [ran.cpu_s for ran in whole_runs],
-            [ran.cpu_s for ran in seed_runs], peer_name="seed's pass",
+            [ran.cpu_s for ran in procspy_runs], peer_name="procspy's pass",
         ),
         row_of_runs(
             "one-pass", f"{what}: peak memory of the command", "MB", [ran.peak_bytes / 1e6 for ran in whole_runs],
-            [ran.peak_bytes / 1e6 for ran in seed_runs], peer_name="seed's pass",
+            [ran.peak_bytes / 1e6 for ran in procspy_runs], peer_name="procspy's pass",
         ),
     ]  # fmt: skip
 

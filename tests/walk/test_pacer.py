@@ -1,4 +1,4 @@
-"""The pace of the walk: the seed's vectors, and ticks that neither drift nor burst."""
+"""The pace of the walk: procspy's vectors, and ticks that neither drift nor burst."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_pass_sets_the_next_period_and_rest(
     assert plan.late is late
 
 
-def test_the_defaults_are_the_seed_s() -> None:
+def test_the_defaults_are_those_of_procspy() -> None:
     assert Pacing() == Pacing(300, 0.050, 0.050, 0.500, 10.0, 1.5)
 
 

@@ -4,7 +4,7 @@ For each namespace it reads tcp and tcp6, then stats every descriptor of every p
 reads both tables again after every block into the same growing buffer; the rows are parsed when the pass is over.
 In the background a tick is 50 to 500 ms, set so that a pass takes 10 s. It is given its namespaces, and does without
 the probe's once-a-second listing of all processes and copies of the buffer: it costs less here than in its own house.
-Run as `python -m scripts.benchmarks.seed [--background] [--inodes] NETNS_INODE...`; prints a JSON line
+Run as `python -m scripts.benchmarks.procspy [--background] [--inodes] NETNS_INODE...`; prints a JSON line
 after each pass, with --inodes that of every socket that has an owner.
 """
 
