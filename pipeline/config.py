@@ -95,6 +95,13 @@ class Query(msgspec.Struct, frozen=True):
     max_request_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
 
 
+class Feed(msgspec.Struct, frozen=True):
+    """[feed]: what subscribers get. `high_water_mark`: messages kept for each of them."""
+
+    heartbeat_s: Seconds = 1.0
+    high_water_mark: Annotated[int, Meta(ge=16, le=100_000)] = 1000
+
+
 class Config(msgspec.Struct, frozen=True):
     """All settings, immutable."""
 
@@ -105,6 +112,7 @@ class Config(msgspec.Struct, frozen=True):
     budget: Budget = Budget()
     workers: Workers = Workers()
     query: Query = Query()
+    feed: Feed = Feed()
 
 
 class Key(NamedTuple):

@@ -34,10 +34,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merge": _NOUNS,
     "store": _NOUNS | {"merge"},
     "query": _NOUNS | {"merge", "store"},
-    "client": _NOUNS | {"transport"},
+    "feed": _NOUNS,
+    "client": _NOUNS | {"transport", "segment"},
     "roles": _SOURCES
-    | {"walk", "discover", "gate", "segment", "board", "transport", "merge", "store", "query", "probe"},
-    "cli": _NOUNS | {"client", "query", "probe", "roles", "kernel", "procfs"},
+    | {
+        "walk",
+        "discover",
+        "gate",
+        "segment",
+        "board",
+        "transport",
+        "merge",
+        "store",
+        "query",
+        "probe",
+        "feed",
+    },
+    "cli": _NOUNS | {"client", "transport", "query", "probe", "roles", "kernel", "procfs"},
 }
 
 # outside library -> the only places that import it

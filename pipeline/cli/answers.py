@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -13,13 +13,24 @@ from pipeline.cli.entry import EXIT_NO_MATCH
 from pipeline.cli.options import flags_of
 from pipeline.cli.render import Listing, Output, emit
 
+if TYPE_CHECKING:
+    from pipeline.client import Client
+
+ANSWER_TIMEOUT_S = 3.0
+
 
 class Answered(NamedTuple):
-    """Rows, how many matched before any limit, and the namespaces they come from (contract rows, as maps)."""
+    """Rows, how many matched before any limit, and the namespaces they come from (contract rows, as maps).
+
+    `epoch` and `seq` say of which state, where the running pipeline answered. `truncated`: it left rows out by itself.
+    """
 
     listing: Listing
     total: int
     namespaces: Sequence[Mapping[str, Any]]
+    epoch: str = ""
+    seq: int = 0
+    truncated: bool = False
 
 
 class Wanted(NamedTuple):
@@ -27,6 +38,10 @@ class Wanted(NamedTuple):
 
     only_count: bool
     exit_code: bool
+
+    def exit_with(self, answered: Answered) -> int:
+        """The exit code after an answer that was printed."""
+        return EXIT_NO_MATCH if self.exit_code and answered.total == 0 else 0
 
 
 def end_before_collecting() -> None:
@@ -37,30 +52,32 @@ def end_before_collecting() -> None:
     gc.disable()
 
 
-def ask(
-    runtime_dir: str | None,
-    op: str,
-    *,
-    where: Mapping[str, Any] | None = None,
-    fields: Sequence[str] = (),
-    limit: int | None = None,
-) -> Answered:
-    """The running pipeline's answer. Raises: NoAggregator, Refused, ConfigError."""
+def ask(runtime_dir: str | None, op: str, keys: Mapping[str, Any]) -> Answered:
+    """The running pipeline's answer. `keys`: as in the contract, `where`, `fields`, `limit`, ...; empty ones count
+    for nothing. Raises: NoAggregator, Refused, ConfigError."""
+    end_before_collecting()
+    with connect(runtime_dir) as client:
+        return read(client, op, keys)
+
+
+def connect(runtime_dir: str | None) -> Client:
+    """A client of the pipeline that the options and the environment name. Raises: ConfigError."""
     from pipeline import config
     from pipeline.client import Client
 
-    end_before_collecting()
     loaded = config.load(None, os.environ, flags_of(runtime_dir))
-    keys: dict[str, Any] = {"where": dict(where or {})}
-    if fields:
-        keys["fields"] = list(fields)
-    if limit is not None:
-        keys["limit"] = limit
-    with Client(loaded.config.agent.runtime_dir) as client:
-        answer = client.ask(op, **keys)
+    return Client(loaded.config.agent.runtime_dir, ANSWER_TIMEOUT_S)
+
+
+def read(client: Client, op: str, keys: Mapping[str, Any]) -> Answered:
+    """One answer, as `ask` gives it, of a client that asks more than once."""
+    given = {name: value for name, value in keys.items() if value not in (None, (), {})}
+    answer = client.ask(op, **{name: list(v) if isinstance(v, tuple) else v for name, v in given.items()})
     columns = tuple(answer.columns)
     rows = [[row[name] for name in columns] for row in answer.rows]
-    return Answered(Listing(columns, rows), answer.total, answer.namespaces)
+    return Answered(
+        Listing(columns, rows), answer.total, answer.namespaces, answer.epoch, answer.seq, answer.truncated
+    )
 
 
 def print_answer(answered: Answered, shown: Listing, output: Output, wanted: Wanted) -> int:
@@ -69,12 +86,16 @@ def print_answer(answered: Answered, shown: Listing, output: Output, wanted: Wan
         click.echo(answered.total)
     else:
         emit(shown, output)
+        if answered.truncated:
+            click.echo(
+                "sockscope: there are more rows than an answer may have: these are the first", err=True
+            )
         if output.format == "table":
-            _note_limits(answered, len(shown.rows))
-    return EXIT_NO_MATCH if wanted.exit_code and answered.total == 0 else 0
+            note_limits(answered, len(shown.rows))
+    return wanted.exit_with(answered)
 
 
-def _note_limits(answered: Answered, shown: int) -> None:
+def note_limits(answered: Answered, shown: int) -> None:
     """On stderr, what a reader of the table should know: rows left out, namespaces that are not fully seen."""
     if shown < answered.total:
         click.echo(f"{shown} of {answered.total} rows", err=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import click
 
-from pipeline.cli.answers import Wanted, ask, print_answer
+from pipeline.cli.answers import Answered, Wanted, ask, note_limits, print_answer
+from pipeline.cli.explain import emit_explained
 from pipeline.cli.filters import CONNECTION_FILTERS, filter_options, where_of
-from pipeline.cli.options import output_options, row_options, runtime_dir_option
-from pipeline.cli.render import Listing, Output
+from pipeline.cli.groups import BY_PROCESS, groups_of
+from pipeline.cli.options import output_options, row_options, runtime_dir_option, split_names
+from pipeline.cli.render import Listing, Output, endpoint
+from pipeline.cli.watch import watch as follow
 
 # What the default table is made of: asked for instead of all columns, since a table shows no more.
 TABLE_FIELDS = (
@@ -22,6 +26,21 @@ _TABLE_COLUMNS = ("netns", "proto", "state", "local", "remote", "direction", "ow
 @click.command()
 @filter_options(*CONNECTION_FILTERS)
 @row_options
+@click.option("--watch", is_flag=True, help="Show them again after each change, until Ctrl-C.")
+@click.option(
+    "--group-by",
+    "group_by",
+    metavar="FIELD[,FIELD]",
+    callback=split_names,
+    help="Count them by the values of these fields, the most first; pid, comm and container are the first owner's.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Only the N largest groups; without --group-by, of one process each.",
+)
+@click.option("--explain", is_flag=True, help="Say of each (100 unless --limit) why this owner, or why none.")
 @output_options
 @runtime_dir_option
 def connections(
@@ -30,15 +49,59 @@ def connections(
     limit: int | None,
     count: bool,
     exit_code: bool,
+    watch: bool,
+    group_by: tuple[str, ...],
+    top: int | None,
+    explain: bool,
     runtime_dir: str | None,
     **given: Any,
 ) -> int:
-    """Print connections with their owners, from the running pipeline."""
-    view = View(output, fields, count)
-    answered = ask(
-        runtime_dir, "connections", where=where_of(given), fields=view.asked(), limit=0 if count else limit
-    )
-    return print_answer(answered, view.shown(answered.listing), output, Wanted(count, exit_code))
+    """Print connections with their owners, from the running pipeline.
+
+    With --watch, a terminal is redrawn in place. Elsewhere each change prints a block: the table and an empty line,
+    with --format json an array on a line, with jsonl an object with epoch, seq, total and rows.
+    """
+    wanted = Wanted(count, exit_code)
+    _check_together({
+        "--watch": watch, "--explain": explain, "--count": count, "--fields": fields,
+        "--group-by or --top": group_by or top, "--exit-code": exit_code,
+    })  # fmt: skip
+    if explain:
+        return _explain(
+            runtime_dir, {"where": where_of(given), "fields": fields, "limit": limit}, output, wanted
+        )
+    groups = groups_of(group_by or BY_PROCESS, top or limit) if group_by or top else None
+    view = View(output, groups.fields if groups else fields, count and groups is None)
+    # Groups are made of all rows; a limit is one of theirs.
+    asked_limit = 0 if view.only_count else None if groups else limit
+    keys = {"where": where_of(given), "fields": view.asked(), "limit": asked_limit}
+    shaped = groups.shown if groups else view.shown_answer
+    if watch:
+        return follow(runtime_dir, keys, shaped, output)
+    answered = shaped(ask(runtime_dir, "connections", keys))
+    return print_answer(answered, answered.listing, output, wanted)
+
+
+# Each pair that makes no sense together.
+_EXCLUDE = [
+    ("--watch", "--explain"), ("--watch", "--count"), ("--watch", "--exit-code"), ("--explain", "--count"),
+    ("--explain", "--group-by or --top"), ("--group-by or --top", "--fields"),
+]  # fmt: skip
+
+
+def _check_together(given: Mapping[str, object]) -> None:
+    for one, other in _EXCLUDE:
+        if given[one] and given[other]:
+            raise click.UsageError(f"{one} and {other} exclude each other.")
+
+
+def _explain(runtime_dir: str | None, keys: dict[str, Any], output: Output, wanted: Wanted) -> int:
+    answered = ask(runtime_dir, "explain", keys)
+    if output.format == "table" and not keys["fields"]:
+        emit_explained(answered.listing)
+        note_limits(answered, len(answered.listing.rows))
+        return wanted.exit_with(answered)
+    return print_answer(answered, answered.listing, output, wanted)
 
 
 class View(NamedTuple):
@@ -54,6 +117,9 @@ class View(NamedTuple):
             return ("netns",)
         return self.fields or (TABLE_FIELDS if self.output.format == "table" else ())
 
+    def shown_answer(self, answered: Answered) -> Answered:
+        return answered._replace(listing=self.shown(answered.listing))
+
     def shown(self, listing: Listing) -> Listing:
         """What to print of an answer with the fields `asked`."""
         return table_view(listing) if self.asked() == TABLE_FIELDS and not self.fields else listing
@@ -63,12 +129,8 @@ def table_view(listing: Listing) -> Listing:
     """Rows of TABLE_FIELDS as a person reads them: the namespace's name if it has one, address and port joined."""
     rows = []
     for netns, name, proto, state, local, local_port, remote, remote_port, direction, owners in listing.rows:
-        ends = (_endpoint(local, local_port), _endpoint(remote, remote_port))
+        ends = (endpoint(local, local_port), endpoint(remote, remote_port))
         rows.append((name or netns, proto, state, *ends, direction, owners))
     # Answers come in the order in which rows came into being; a reader wants each namespace in one piece.
     rows.sort(key=lambda row: str(row[0]))
     return Listing(_TABLE_COLUMNS, rows)
-
-
-def _endpoint(address: str, port: int) -> str:
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"

@@ -21,14 +21,29 @@ EXIT_DENIED = 4
 EXIT_NO_AGGREGATOR = 5
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell reports
 
+# Said once, for --help and for the man page that scripts/man makes.
+EXIT_CODES: dict[int, str] = {
+    0: "done",
+    EXIT_FAILED: "failed; `status`: no first state is merged yet",
+    EXIT_USAGE: "wrong command line or settings, or a query that is refused",
+    EXIT_NO_MATCH: "nothing matches (only with --exit-code)",
+    EXIT_DENIED: "not permitted",
+    EXIT_NO_AGGREGATOR: "no pipeline answers at that runtime directory",
+    EXIT_INTERRUPTED: "Ctrl-C",
+}
+COMPLETION = "_SOCKSCOPE_COMPLETE"  # the variable by which click's completion scripts call us
+
 # verb -> (module below pipeline.cli, its help line). Imported on use: a query starts without the pipeline's code.
 _VERBS: dict[str, tuple[str, str]] = {
     "run": ("run", "Run the whole pipeline in the foreground."),
     "snapshot": ("snapshot", "Walk every namespace once, without a running pipeline, and print."),
     "connections": ("connections", "Print connections with their owners."),
+    "edges": ("edges", "Print which process talks to which, both ends joined."),
     "processes": ("tables", "Print the processes that hold sockets."),
     "namespaces": ("tables", "Print the network namespaces and how fresh each is."),
     "status": ("tables", "Print freshness, losses and workers; exits 0 once the first state is merged."),
+    "sql": ("sql", "Ask the latest state in SQL, read-only."),
+    "feed": ("feed", "Print what changes, as it changes."),
     "probe": ("probe", "Print what this host allows, and what is used instead."),
     "config": ("settings", "Print the effective settings and where each value came from."),
 }
@@ -51,13 +66,15 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _VERBS and not args[0].startswith("-"):
+        if args[0] not in _VERBS and not args[0].startswith("-") and not ctx.resilient_parsing:
             ctx.fail(f"there is no verb {args[0]}{did_you_mean(args[0], _VERBS)}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(verb, help_line) for verb, (_, help_line) in _VERBS.items()])
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,13 +96,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _invoke(arguments: Sequence[str] | None) -> int:
+    if instruction := os.environ.get(COMPLETION):
+        return _complete(instruction)
+    # Not sockscope.main(): it exits by itself where the reader of a pipe went away.
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with sockscope.make_context("sockscope", given) as context:
+        result: Any = sockscope.invoke(context)
+    return result if isinstance(result, int) else 0
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        # Not sockscope.main(): it exits by itself where the reader of a pipe went away.
-        given = list(sys.argv[1:] if arguments is None else arguments)
-        with sockscope.make_context("sockscope", given) as context:
-            result: Any = sockscope.invoke(context)
-        return result if isinstance(result, int) else 0
+        return _invoke(arguments)
     except click.exceptions.Exit as done:
         return done.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
@@ -122,6 +145,13 @@ def _run(arguments: Sequence[str] | None) -> int:
             raise
         hint = "`python3 -X dev -m pipeline.cli` with the same options, which shows where"
         return _fail(f"internal error, a bug: {type(error).__name__}: {error}", hint, EXIT_FAILED)
+
+
+def _complete(instruction: str) -> int:
+    """What a shell asks for: its completion script, or the words that fit. Returns: the exit code."""
+    from click.shell_completion import shell_complete
+
+    return shell_complete(sockscope, {}, "sockscope", COMPLETION, instruction)
 
 
 def _fail(message: str, hint: str, code: int) -> int:

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from pipeline.cli.completion import FILTER_VALUES
+
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 # filter -> (what its value looks like, help)
@@ -36,6 +38,7 @@ _FLAG_FILTERS: dict[str, str] = {
 CONNECTION_FILTERS = (*_VALUE_FILTERS, *_FLAG_FILTERS)
 PROCESS_FILTERS = ("netns", "pid", "comm", "container", "uid")
 NAMESPACE_FILTERS = ("netns",)
+EDGE_FILTERS = ("netns", "pid", "comm", "container", "proto", "port")
 
 
 def filter_options(*names: str) -> Callable[[Verb], Verb]:
@@ -51,7 +54,10 @@ def filter_options(*names: str) -> Callable[[Verb], Verb]:
                 verb = click.option(option, name, is_flag=True, help=_FLAG_FILTERS[name])(verb)
             else:
                 metavar, help_line = _VALUE_FILTERS[name]
-                verb = click.option(option, name, metavar=metavar, multiple=True, help=help_line)(verb)
+                verb = click.option(
+                    option, name, metavar=metavar, multiple=True, help=help_line,
+                    shell_complete=FILTER_VALUES.get(name),
+                )(verb)  # fmt: skip
         return verb
 
     return decorate

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
 
+from pipeline.cli.completion import netns_names
 from pipeline.cli.render import Output
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -24,7 +26,7 @@ def output_options(verb: Verb) -> Verb:
                      callback=_remember, help="The same as --format json."),
         click.option("--no-header", "no_header", is_flag=True, is_eager=True, expose_value=False,
                      callback=_remember, help="A table without its first line."),
-        click.option("--fields", metavar="A,B,C", callback=_split, help="These columns, in this order."),
+        click.option("--fields", metavar="A,B,C", callback=split_names, help="These columns, in this order."),
     )  # fmt: skip
 
 
@@ -62,7 +64,15 @@ def only_netns_option(verb: Verb) -> Verb:
     """--netns, repeatable, as `only_netns: tuple[str, ...]`."""
     return click.option(
         "--netns", "only_netns", metavar="NAME|INODE", multiple=True,
-        help="Only this namespace; may be repeated.",
+        help="Only this namespace; may be repeated.", shell_complete=netns_names,
+    )(verb)  # fmt: skip
+
+
+def duration_option(verb: Verb) -> Verb:
+    """--duration as seconds, or None where it is not given."""
+    return click.option(
+        "--duration", type=click.FloatRange(min=0, min_open=True), metavar="S", callback=_number,
+        help="Stop after S seconds.",
     )(verb)  # fmt: skip
 
 
@@ -71,6 +81,16 @@ def flags_of(
 ) -> dict[str, str | None]:
     """The settings given on the command line, as `pipeline.config.load` takes them."""
     return {"agent.runtime_dir": runtime_dir, "agent.proc_root": proc_root, "agent.log_level": log_level}
+
+
+def split_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+    """An option's callback: the names in "a,b,c", none where it is not given."""
+    if value is None:
+        return ()
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise click.BadParameter("name at least one column.")
+    return names
 
 
 def check_proc_root(path: str) -> None:
@@ -105,15 +125,13 @@ def _output(ctx: click.Context, chosen: str) -> Output:
     return Output(format=chosen, header=not ctx.meta["sockscope.no_header"])
 
 
-def _split(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    names = tuple(name.strip() for name in value.split(",") if name.strip())
-    if not names:
-        raise click.BadParameter("name at least one column.")
-    return names
-
-
 def _absolute(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
     # An empty path is left to the settings' own check: abspath("") would be the current directory.
     return os.path.abspath(value) if value else value
+
+
+def _number(_: click.Context, __: click.Parameter, value: float | None) -> float | None:
+    # "nan" passes the range, since it compares with nothing, and would never be over.
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("'nan' is no number of seconds.")
+    return value

@@ -41,12 +41,30 @@ def project(listing: Listing, fields: Sequence[str]) -> Listing:
 
 def emit(listing: Listing, output: Output) -> None:
     """Print the rows to stdout."""
-    writers: dict[str, Callable[[Listing, Output], None]] = {
-        "table": _emit_table,
-        "json": _emit_json,
-        "jsonl": _emit_jsonl,
+    write(chunks(listing, output))
+
+
+def chunks(listing: Listing, output: Output) -> Iterable[bytes]:
+    """What `emit` prints, piece by piece."""
+    writers: dict[str, Callable[[Listing, Output], Iterable[bytes]]] = {
+        "table": _table,
+        "json": _json_array,
+        "jsonl": _json_lines,
     }
-    writers[output.format](listing, output)
+    return writers[output.format](listing, output)
+
+
+def write(pieces: Iterable[bytes]) -> None:
+    """To stdout, at once."""
+    stream = sys.stdout.buffer
+    for piece in pieces:
+        stream.write(piece)
+    stream.flush()
+
+
+def json_line(value: Any) -> bytes:
+    """One value as a line of JSON in which nothing is unprintable."""
+    return _json(_clean(value)) + b"\n"
 
 
 def cell_text(value: Any) -> str:
@@ -62,6 +80,13 @@ def cell_text(value: Any) -> str:
     if isinstance(value, dict):
         return printable(_json(value).decode())
     return printable(str(value))
+
+
+def endpoint(address: str, port: int | None) -> str:
+    """Address and port as one text; the address alone where the port is None."""
+    if port is None:
+        return address
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def _item_text(item: Any) -> str:
@@ -88,36 +113,30 @@ def _json(value: Any) -> bytes:
 
 
 def _objects(listing: Listing) -> Iterator[dict[str, Any]]:
+    columns = [printable(name) for name in listing.columns]
     # The check comes before the call: most values of 100,000 rows are numbers.
     for row in listing.rows:
-        cells = zip(listing.columns, row, strict=True)
+        cells = zip(columns, row, strict=True)
         yield {name: value if type(value) in _WITHOUT_TEXT else _clean(value) for name, value in cells}
 
 
-def _emit_json(listing: Listing, _: Output) -> None:
-    _write_bytes([_json(list(_objects(listing))), b"\n"])
+def _json_array(listing: Listing, _: Output) -> Iterable[bytes]:
+    return [_json(list(_objects(listing))), b"\n"]
 
 
-def _emit_jsonl(listing: Listing, _: Output) -> None:
-    _write_bytes(_json(row) + b"\n" for row in _objects(listing))
+def _json_lines(listing: Listing, _: Output) -> Iterable[bytes]:
+    return (_json(row) + b"\n" for row in _objects(listing))
 
 
-def _write_bytes(chunks: Iterable[bytes]) -> None:
-    stream = sys.stdout.buffer
-    for chunk in chunks:
-        stream.write(chunk)
-    stream.flush()
-
-
-def _emit_table(listing: Listing, output: Output) -> None:
+def _table(listing: Listing, output: Output) -> Iterable[bytes]:
     cells = [[cell_text(value) for value in row] for row in listing.rows]
+    columns = [printable(name) for name in listing.columns]  # those of an SQL statement are anybody's text
     if sys.stdout.isatty() and len(cells) <= _RICH_MAX_ROWS:
-        _emit_rich(listing.columns, cells, output)
-    else:
-        _emit_plain(listing.columns, cells, output)
+        return [_rich_table(columns, cells, output).encode(errors="backslashreplace")]
+    return [plain_table(columns, cells, output).encode(errors="backslashreplace")]
 
 
-def _emit_plain(columns: Sequence[str], cells: list[list[str]], output: Output) -> None:
+def plain_table(columns: Sequence[str], cells: Sequence[Sequence[str]], output: Output) -> str:
     """Columns two spaces apart, no value cut: what a pipe gets."""
     lines = [[name.upper() for name in columns], *cells] if output.header else cells
     widths = [max(map(_width, column)) for column in zip(*lines, strict=True)]
@@ -125,10 +144,10 @@ def _emit_plain(columns: Sequence[str], cells: list[list[str]], output: Output) 
     for line in lines:
         padded = [cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=True)]
         text.append("  ".join(padded).rstrip() + "\n")
-    _write_bytes(["".join(text).encode(errors="backslashreplace")])
+    return "".join(text)
 
 
-def _emit_rich(columns: Sequence[str], cells: list[list[str]], output: Output) -> None:
+def _rich_table(columns: Sequence[str], cells: list[list[str]], output: Output) -> str:
     """Fitted to the terminal, long values folded, states in colour."""
     from rich.console import Console
     from rich.table import Table
@@ -136,10 +155,13 @@ def _emit_rich(columns: Sequence[str], cells: list[list[str]], output: Output) -
 
     table = Table(box=None, pad_edge=False, show_header=output.header, header_style="bold")
     for name in columns:
-        table.add_column(name.upper(), overflow="fold")
+        table.add_column(Text(name.upper()), overflow="fold")
     for row in cells:
         table.add_row(*(Text(cell, style=_style(cell)) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
 
 
 def _style(cell: str) -> str:

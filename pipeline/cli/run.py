@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 
@@ -11,6 +10,7 @@ import click
 from pipeline.cli.options import (
     check_proc_root,
     config_options,
+    duration_option,
     flags_of,
     only_netns_option,
     runtime_dir_option,
@@ -21,13 +21,7 @@ from pipeline.cli.options import (
 @config_options
 @runtime_dir_option
 @only_netns_option
-@click.option(
-    "--duration",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="S",
-    callback=lambda _, __, value: _number(value),
-    help="Stop after S seconds.",
-)
+@duration_option
 @click.option("--strict", is_flag=True, help="Exit with 4 where not every process may be read.")
 def run(
     config_path: str | None,
@@ -53,10 +47,3 @@ def run(
         return supervisor.run(loaded, only_netns=only_netns, duration_s=duration, strict=strict)
     except KeyboardInterrupt:
         return 0  # stopped before it had begun: as any other stop
-
-
-def _number(value: float | None) -> float | None:
-    # "nan" passes the range, since it compares with nothing, and would never be over.
-    if value is not None and math.isnan(value):
-        raise click.BadParameter("'nan' is no number of seconds.")
-    return value

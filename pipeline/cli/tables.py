@@ -73,7 +73,7 @@ def status(output: Output, fields: tuple[str, ...], runtime_dir: str | None) -> 
 
     Exits with 0 once the first state is merged, with 1 before.
     """
-    listing = ask(runtime_dir, "status", fields=("ready", *fields) if fields else ()).listing
+    listing = ask(runtime_dir, "status", {"fields": ("ready", *fields) if fields else ()}).listing
     state = dict(zip(listing.columns, listing.rows[0], strict=True))
     ready = bool(state["ready"])
     if fields:
@@ -88,9 +88,8 @@ def status(output: Output, fields: tuple[str, ...], runtime_dir: str | None) -> 
 def _print(asking: _Asking, output: Output, wanted: Wanted) -> int:
     if wanted.only_count:
         asking = asking._replace(fields=(), limit=0)
-    answered = ask(
-        asking.runtime_dir, asking.op, where=asking.where, fields=asking.fields, limit=asking.limit
-    )
+    keys = {"where": asking.where, "fields": asking.fields, "limit": asking.limit}
+    answered = ask(asking.runtime_dir, asking.op, keys)
     return print_answer(answered, answered.listing, output, wanted)
 
 

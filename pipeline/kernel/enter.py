@@ -62,7 +62,7 @@ def netns_inode_at(path: str) -> int | None:
         os.close(fd)
 
 
-class inside:  # noqa: N801: reads as a statement
+class inside:  # noqa: N801
     """Context: the calling thread is in the namespace of `netns_fd` for the length of the block, then back home.
 
     Raises: Denied (CAP_SYS_ADMIN), Unsupported (not a network namespace). Where the way back is barred the

@@ -37,6 +37,23 @@ def primary(holders: list[Holder], listening: bool) -> Holder:
     return min(holders, key=lambda held: _rank(held, listening))
 
 
+def reason(before: Holder | None, holder: Holder, listening: bool) -> str:
+    """Why `holder` comes after `before` in the order, in words; None: it comes first."""
+    if before is None:
+        return "first"
+    if holder[:2] == before[:2]:
+        return "the same process, a higher descriptor"
+    if holder.pid == 1:
+        return "pid 1 comes last, it holds what it hands on"
+    if holder.start_ticks != before.start_ticks:
+        return (
+            "started later: the oldest process bound it"
+            if listening
+            else "started earlier: the youngest uses it"
+        )
+    return "started at the same time, a higher pid"
+
+
 def _rank(holder: Holder, listening: bool) -> tuple[bool, int, int, int, int]:
     pid, start_ticks, fd, reporter, _ = holder
     return (pid == 1, start_ticks if listening else -start_ticks, pid, fd, reporter)

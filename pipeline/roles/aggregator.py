@@ -18,12 +18,14 @@ from pipeline.errors import Malformed, Vanished
 from pipeline.kernel.support import host_name
 from pipeline.merge.latest import Latest, Verdict
 from pipeline.model.snapshot import Snapshot, from_wire
-from pipeline.query import answer_bytes, refuse_bytes
+from pipeline.query import handle, refuse_bytes
 from pipeline.roles.control import Control
+from pipeline.roles.publisher import Publisher
 from pipeline.roles.roster import Roster, read_roster
 from pipeline.roles.usage import UsageMeter
 from pipeline.segment import read_segment
-from pipeline.store import Reader, Store
+from pipeline.store import Commit, Reader, Store
+from pipeline.transport.feed import FeedSocket
 from pipeline.transport.ingest import Puller
 from pipeline.transport.poller import Poller
 from pipeline.transport.query_socket import QueryFront
@@ -35,6 +37,7 @@ _BATCH_S = 0.05
 _MAX_BATCH = 1024
 _TICK_S = 1.0
 _QUERY_THREADS = 4
+_FOLLOWED_FOR_S = 60.0
 # How soon a query front that has more to do is asked again.
 _PUMP_AGAIN_S = 0.05
 
@@ -57,6 +60,8 @@ class Aggregator:
         self._usage = UsageMeter(clock)
         self._poller = Poller()
         self._front: QueryFront | None = None
+        self._feed: FeedSocket | None = None
+        self._publisher: Publisher | None = None
         self._puller = Puller(f"{runtime_dir}/ingest.ipc")
         self._store = Store(
             f"{runtime_dir}/state.db",
@@ -67,7 +72,8 @@ class Aggregator:
         )
         self._pids: list[int] = []
         self._malformed = self._denied = 0
-        self._stopped = False
+        self._stopped = self._woken = False
+        self._followed_s = float("-inf")
 
     def run(self) -> None:
         self._poller.register(self._control.fileno())
@@ -82,6 +88,8 @@ class Aggregator:
                 self._poller.register(self._puller.socket)
                 listening = True
             wake_s = next_tick_s if listening else min(next_tick_s, merged_s + _BATCH_S)
+            if self._publisher is not None:
+                wake_s = min(wake_s, self._publisher.due_s)
             ready = self._poller.wait(max(0.0, min(wake_s - now_s, _PUMP_AGAIN_S if pump_again else _TICK_S)))
             if self._control.fileno() in ready:
                 self._obey()
@@ -96,11 +104,15 @@ class Aggregator:
             if self._clock.monotonic_s() >= next_tick_s:
                 next_tick_s = self._clock.monotonic_s() + _TICK_S
                 self._tick()
+            if self._publisher is not None:
+                self._publisher.pump()
+            pump_again, self._woken = pump_again or self._woken, False
         self._close()
 
     def _merge(self, snapshots: list[Snapshot]) -> None:
         """One commit. A snapshot that cannot be stored is dropped and counted, the others are not."""
         roster, self._new_roster = self._new_roster, None
+        self._store.keeps_past = self._is_followed()
         try:
             commit = self._store.apply(snapshots, roster.namespaces if roster is not None else None)
         except ValueError as error:
@@ -113,6 +125,9 @@ class Aggregator:
                 for snapshot in snapshots:
                     self._merge([snapshot])
             return
+        self._wake(commit)
+        if self._publisher is not None:
+            self._publisher.publish(commit, snapshots)
         for netns in commit.removed:
             self._latest.forget(netns)
         if roster is not None:
@@ -121,6 +136,7 @@ class Aggregator:
             self._pids = [worker.pid for worker in roster.workers]
         if self._store.ready and self._front is None:
             self._open_front()
+            self._open_feed()
 
     def _open_front(self) -> None:
         """Queries are answered from the first complete state on, not before: half an answer is a wrong one."""
@@ -128,9 +144,12 @@ class Aggregator:
         state_path = self._store.path
         self._front = QueryFront(
             f"{self._runtime_dir}/query.ipc",
-            lambda: partial(answer_bytes, Reader(state_path, self._clock, query.sql_timeout_s)),
+            lambda: partial(handle, Reader(state_path, self._clock, query.sql_timeout_s)),
             refuse=refuse_bytes,
             threads=_QUERY_THREADS,
+            make_heavy_handler=lambda: partial(
+                handle, Reader(state_path, self._clock, query.sql_timeout_s), may_defer=False
+            ),
             max_request_bytes=query.max_request_bytes,
             gid=group_id(self._config),
         )
@@ -138,10 +157,31 @@ class Aggregator:
             self._poller.register(socket)
         self._control.send({"op": "ready", "namespaces": len(self._segments)}, self._clock.monotonic_s())
 
+    def _open_feed(self) -> None:
+        feed, agent = self._config.feed, self._config.agent
+        self._feed = FeedSocket(
+            f"{self._runtime_dir}/feed.ipc",
+            self._poller,
+            high_water_mark=feed.high_water_mark,
+            gid=group_id(self._config),
+        )
+        self._publisher = Publisher(
+            self._store,
+            self._feed,
+            agent.host_name or host_name(),
+            self._clock,
+            feed.heartbeat_s,
+            self._config.query.sql_timeout_s,
+        )
+
     def _tick(self) -> None:
         if self._new_roster is not None:
             self._merge([])
-        self._store.tick()
+        self._store.keeps_past = self._is_followed()
+        commit = self._store.tick()
+        self._wake(commit)
+        if self._publisher is not None:
+            self._publisher.publish(commit)
         self._store.set_losses(
             {
                 "processes_denied": self._denied,
@@ -150,6 +190,7 @@ class Aggregator:
                 "queries_garbage": self._front.garbage if self._front else 0,
                 "queries_refused": self._front.refused if self._front else 0,
                 "answers_lost": self._front.answers_lost if self._front else 0,
+                "feed_resets": self._feed.resets if self._feed else 0,
             }
         )
         usage = self._usage.measure_if_due(self._pids)
@@ -158,11 +199,29 @@ class Aggregator:
         # The main thread alone: query work is not the pipeline's.
         self._slot[CPU_NS] = time.thread_time_ns()
 
+    def _is_followed(self) -> bool:
+        """Whether anybody wants to know what the next commit changes, or did lately: who waits comes again."""
+        now_s = self._clock.monotonic_s()
+        if (self._front is not None and self._front.parked) or (
+            self._feed is not None and self._feed.has_subscribers
+        ):
+            self._followed_s = now_s
+        return now_s < self._followed_s + _FOLLOWED_FOR_S
+
+    def _wake(self, commit: Commit) -> None:
+        if commit.touched and self._front is not None:
+            self._front.wake()
+            self._woken = True
+
     def _count_malformed(self, error: Exception) -> None:
         self._malformed += 1
         _log.warning("a message was dropped: %s", error)
 
     def _close(self) -> None:
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._feed is not None:
+            self._feed.close()
         if self._front is not None:
             self._front.close()
         self._puller.close()

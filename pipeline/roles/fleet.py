@@ -14,7 +14,7 @@ from pipeline.discover import Membership
 from pipeline.model.netns import Netns, RosterRow, WorkerRow
 from pipeline.roles.child import Child, Forked
 from pipeline.roles.control import Control, assignment, member_messages
-from pipeline.segment import InstanceFolder
+from pipeline.segment import InstanceFolder, netns_segment
 from pipeline.walk.budget import share_out
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Fleet:
         worker.lives.pop(inode, None)
         self._checked_s.pop(inode, None)
         self._ordered.pop(inode, None)
-        self._folder.unlink(segment_name(inode))
+        self._folder.unlink(netns_segment(inode))
         self._segment_paths.pop(inode, None)
         if worker.child.control is None:
             if not worker.namespaces:
@@ -233,7 +233,7 @@ class Fleet:
     def _segment_path(self, inode: int) -> str:
         path = self._segment_paths.get(inode)
         if path is None:
-            path = self._segment_paths[inode] = self._folder.path_of(segment_name(inode))
+            path = self._segment_paths[inode] = self._folder.path_of(netns_segment(inode))
         return path
 
     def _reap(self, worker: Worker, now_s: float) -> None:
@@ -261,7 +261,3 @@ class Fleet:
     def _dump_age_s(self, worker: Worker, now_s: float) -> float:
         started_ns = self._board.slot(worker.index)[DUMP_STARTED_NS]
         return now_s - started_ns / 1e9 if started_ns else 0.0
-
-
-def segment_name(inode: int) -> str:
-    return f"{ROLE}-{inode}"

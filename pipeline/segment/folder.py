@@ -16,6 +16,7 @@ _LOCK = "lock"
 _PREFIX = "sockscope-"
 _FOLDER_NAME = re.compile(_PREFIX + "[0-9a-f]{16}")
 _SEGMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_NETNS_PREFIX = "netns-"
 _FOLDER_MODE = 0o750
 _FILE_MODE = 0o640
 _EMPTY_ATTEMPTS = 3
@@ -79,6 +80,17 @@ class InstanceFolder:
                 os.close(parent_fd)
             os.close(self._lock_fd)
             self._lock_fd = -1
+
+
+def netns_segment(netns: int) -> str:
+    """The name of the segment of a namespace, by inode."""
+    return f"{_NETNS_PREFIX}{netns}"
+
+
+def netns_of_segment(name: str) -> int | None:
+    """The namespace whose segment has this name; None for any other file."""
+    number = name.removeprefix(_NETNS_PREFIX)
+    return int(number) if number != name and number.isdecimal() else None
 
 
 def sweep(shm_dir: str = "/dev/shm") -> list[str]:

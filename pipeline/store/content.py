@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,16 +12,20 @@ from pipeline.merge.changes import Change
 from pipeline.merge.direction import Listeners, decide
 from pipeline.model.address import mapped
 from pipeline.model.connection import Connection, Proto, SocketKey, State
+from pipeline.store.history import History
 from pipeline.store.ownership import Owners
+from pipeline.store.peers import flowing, part, update_peers
 from pipeline.store.rows import CONNECTION_COLUMNS, stored_row
 
 _WRITTEN = ("netns", "key", *CONNECTION_COLUMNS, "direction",
-            "pid", "start_ticks", "holder_netns", "holder_seen_s", "owner_role")  # fmt: skip
+            "pid", "start_ticks", "holder_netns", "holder_seen_s", "owner_role",
+            "changed_seq", "first_seen_s", "added_seq")  # fmt: skip
+_STAYING = ("netns", "key", "direction", "first_seen_s", "added_seq")
 # The direction stays as first decided, except that a socket may start to listen, or leave the undecided states.
 _UPSERT = (
     f"INSERT INTO connection({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))})"
     " ON CONFLICT(netns, key) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in _WRITTEN[2:] if name != "direction")
+    + ", ".join(f"{name} = excluded.{name}" for name in _WRITTEN if name not in _STAYING)
     + ", direction = CASE WHEN excluded.direction = 'listen' OR direction IN ('listen', 'unknown')"
     " THEN excluded.direction ELSE direction END"
 )
@@ -29,6 +33,9 @@ _SHOW = """
 UPDATE process SET shown = reporter = (
   SELECT q.reporter FROM process q WHERE q.pid = process.pid AND q.start_ticks = process.start_ticks
   ORDER BY q.reporter <> q.netns, q.reporter LIMIT 1) WHERE pid = ? AND start_ticks = ?"""
+_HELD_BY = "SELECT inode FROM holding WHERE pid = ? AND start_ticks = ?"
+_CHANGED_IN = "SELECT DISTINCT netns FROM connection WHERE changed_seq = ?"
+_EDGES_CHANGED = f"SELECT EXISTS (SELECT 1 FROM connection c WHERE c.changed_seq = ? AND {flowing('c')})"
 _STORED_LISTENERS = """
 SELECT local_port, local_ip FROM connection WHERE netns = ? AND state = 'LISTEN' AND proto = 'tcp'"""
 _HEAD = """
@@ -44,6 +51,7 @@ class _Arrivals:
     """Rows of one namespace to write, and the listeners that decide which of them came from outside."""
 
     netns: int
+    taken_at_s: float
     rows: list[Connection]
     listeners: Listeners
 
@@ -53,9 +61,12 @@ class ContentWriter:
     """Writes within the caller's transaction: first any number of changes, then `finish` once."""
 
     database: sqlite3.Connection
+    history: History
     _held_inodes: set[int] = field(default_factory=set)
     _processes: set[tuple[int, int]] = field(default_factory=set)
     _arrivals: list[_Arrivals] = field(default_factory=list)
+    # Namespaces that lost a connection.
+    _lessened: set[int] = field(default_factory=set)
 
     def write(self, change: Change) -> None:
         """One namespace's changes."""
@@ -64,22 +75,26 @@ class ContentWriter:
         if stored is not None and None not in (cookie, stored[0]) and cookie != stored[0]:
             self.clear(netns)  # another namespace under a reused inode: nothing of the old one carries over
         self._write_head(change)
-        self._write_processes(netns, change)
-        self._write_holdings(netns, change)
+        # In this order a row that goes takes along who held it.
         self._write_connections(netns, change)
+        self._write_holdings(netns, change)
+        self._write_processes(netns, change)
 
     def clear(self, netns: int) -> None:
         """Drops everything that this namespace's worker published, its row in `namespace` too."""
-        held = self.database.execute("SELECT DISTINCT inode FROM holding WHERE reporter = ?", (netns,))
-        self._held_inodes.update(inode for (inode,) in held)
         # What this transaction was about to write for it goes too: the roster has the last word.
         self._arrivals = [arrivals for arrivals in self._arrivals if arrivals.netns != netns]
+        self.history.keep_all_going(netns)
+        part(self.database, netns, None)
+        if self.database.execute("DELETE FROM connection WHERE netns = ?", (netns,)).rowcount:
+            self._lessened.add(netns)
+        held = self.database.execute("SELECT DISTINCT inode FROM holding WHERE reporter = ?", (netns,))
+        self._note_holders({inode for (inode,) in held})
         self.database.execute("DELETE FROM holding WHERE reporter = ?", (netns,))
-        self._processes.update(self.database.execute(
+        self._note_processes(set(self.database.execute(
             "SELECT pid, start_ticks FROM process WHERE reporter = ?", (netns,)
-        ))  # fmt: skip
+        )))  # fmt: skip
         self.database.execute("DELETE FROM process WHERE reporter = ?", (netns,))
-        self.database.execute("DELETE FROM connection WHERE netns = ?", (netns,))
         self.database.execute(
             "UPDATE namespace SET cookie = NULL, life = NULL, generation = NULL, source = NULL, taken_at_s = NULL,"
             " walked_at_s = NULL, denied = 0, health = '{}' WHERE netns = ?", (netns,),
@@ -88,12 +103,24 @@ class ContentWriter:
     def finish(self) -> None:
         """Joins: the owners of the rows written, and of stored rows whose holders changed in any namespace."""
         self.database.executemany(_SHOW, self._processes)
+        seq = self.history.seq
         inodes = {row[9] for arrivals in self._arrivals for row in arrivals.rows}
         owners = Owners(self.database, inodes | self._held_inodes)
         # Before the new rows come in: those are written with their owner.
-        owners.update_rows(self._held_inodes)
+        owners.update_rows(self._held_inodes, seq)
         for arrivals in self._arrivals:
-            self.database.executemany(_UPSERT, _upsert_values(arrivals, owners))
+            self.database.executemany(_UPSERT, _upsert_values(arrivals, owners, seq))
+        update_peers(self.database, seq)
+
+    def touched(self) -> tuple[tuple[int, ...], bool]:
+        """After `finish`: namespace inodes whose connections were added, changed or removed, sorted; whether one of
+        those may be part of an edge."""
+        seq = self.history.seq
+        found = self._lessened.union(netns for (netns,) in self.database.execute(_CHANGED_IN, (seq,)))
+        if not found or self._lessened:
+            return tuple(sorted(found)), bool(found)
+        (edges,) = self.database.execute(_EDGES_CHANGED, (seq,)).fetchone()
+        return tuple(sorted(found)), bool(edges)
 
     def _write_head(self, change: Change) -> None:
         head = change.head
@@ -113,6 +140,7 @@ class ContentWriter:
                 row = wanted.setdefault((pid, start_ticks), None)
                 if row is not None and list(row[2:]) == rest:
                     del wanted[pid, start_ticks]
+        self._note_processes(wanted.keys())
         gone = [(netns, *key) for key, row in wanted.items() if row is None]
         self.database.executemany(
             "DELETE FROM process WHERE reporter = ? AND pid = ? AND start_ticks = ?", gone
@@ -122,7 +150,6 @@ class ContentWriter:
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
             ((*row, netns) for row in wanted.values() if row is not None),
         )
-        self._processes.update(wanted)
 
     def _write_holdings(self, netns: int, change: Change) -> None:
         held = {tuple(row) for row, is_held in change.holdings.items() if is_held}
@@ -133,6 +160,7 @@ class ContentWriter:
             ))  # fmt: skip
             gone = stored - held
             held -= stored
+        self._note_holders({row[3] for row in held} | {row[3] for row in gone})
         self.database.executemany(
             "DELETE FROM holding WHERE reporter = ? AND pid = ? AND start_ticks = ? AND fd = ? AND inode = ?",
             ((netns, *row) for row in gone),
@@ -142,15 +170,28 @@ class ContentWriter:
             "INSERT OR IGNORE INTO holding VALUES (?, ?, ?, ?, ?, ?)",
             ((*row, netns, seen_s) for row in sorted(held)),
         )
-        self._held_inodes.update(row[3] for row in held)
-        self._held_inodes.update(row[3] for row in gone)
+
+    def _note_holders(self, inodes: Collection[int]) -> None:
+        """Before a holder of these comes or goes."""
+        self.history.keep_changing_owners(inodes)
+        self._held_inodes.update(inodes)
+
+    def _note_processes(self, processes: Collection[tuple[int, int]]) -> None:
+        """Before what is known of these changes: it is shown with the connections they hold."""
+        self._processes.update(processes)
+        if self.history.first:
+            return  # no row is older than this transaction
+        inodes: set[int] = set()
+        for key in processes:
+            inodes.update(inode for (inode,) in self.database.execute(_HELD_BY, key))
+        self._note_holders(inodes - self._held_inodes)
 
     def _write_connections(self, netns: int, change: Change) -> None:
         rows = [row for row in change.connections.values() if row is not None]
         listeners = _listeners_of(rows)
         # Also those that go in this very change: they were there when the row came.
         listeners.update(self.database.execute(_STORED_LISTENERS, (netns,)))
-        gone: Iterable[SocketKey] = [key for key, row in change.connections.items() if row is None]
+        gone: Collection[SocketKey] = [key for key, row in change.connections.items() if row is None]
         if change.base:
             stored = {key: tuple(values) for key, *values in self.database.execute(
                 f"SELECT key, {', '.join(CONNECTION_COLUMNS)} FROM connection WHERE netns = ?", (netns,)
@@ -158,20 +199,29 @@ class ContentWriter:
             gone = stored.keys() - {row[0] for row in rows}
             if stored:
                 rows = [row for row in rows if stored.get(row[0]) != stored_row(row)]
-        self.database.executemany(
+            older: Collection[SocketKey] = stored.keys() & {row[0] for row in rows}
+        else:
+            older = () if self.history.first else [row[0] for row in rows]
+        part(self.database, netns, (*older, *gone))
+        self.history.keep_changing(netns, older)
+        self.history.keep_going(netns, gone)
+        deleted = self.database.executemany(
             "DELETE FROM connection WHERE netns = ? AND key = ?", ((netns, key) for key in gone)
         )
+        if deleted.rowcount > 0:
+            self._lessened.add(netns)
         if rows:
-            self._arrivals.append(_Arrivals(netns, rows, listeners))
+            self._arrivals.append(_Arrivals(netns, change.head.taken_at_s, rows, listeners))
 
 
 def _listeners_of(rows: list[Connection]) -> Listeners:
     return {(row[5], mapped(row[4])) for row in rows if row[3] == State.LISTEN and row[1] == Proto.TCP}
 
 
-def _upsert_values(arrivals: _Arrivals, owners: Owners) -> Iterable[tuple[Any, ...]]:
-    netns, listeners = arrivals.netns, arrivals.listeners
+def _upsert_values(arrivals: _Arrivals, owners: Owners, seq: int) -> Iterable[tuple[Any, ...]]:
+    netns, listeners, seen_s = arrivals.netns, arrivals.listeners, arrivals.taken_at_s
     for row in arrivals.rows:
         values = stored_row(row)
         direction = decide(row[1], row[3], values[7], row[5], listeners)
-        yield (netns, row[0], *values, direction, *owners.choice(row[9], values[2] == "LISTEN"))
+        yield (netns, row[0], *values, direction, *owners.choice(row[9], values[2] == "LISTEN"),
+               seq, seen_s, seq)  # fmt: skip

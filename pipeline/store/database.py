@@ -8,6 +8,7 @@ import sqlite3
 from pathlib import Path
 
 from pipeline.clock import Clock
+from pipeline.store.edges import EDGES_VIEW
 from pipeline.store.schema import STATISTICS, TABLES, VIEWS
 
 MEMORY = ":memory:"
@@ -30,7 +31,7 @@ def create(path: str, clock: Clock) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-    connection.executescript(TABLES + VIEWS + STATISTICS)
+    connection.executescript(TABLES + VIEWS + EDGES_VIEW + STATISTICS)
     return connection
 
 

@@ -190,6 +190,21 @@ CONNECTION_FILTERS: dict[str, Filter] = {
     "established": _flag("c.state = 'ESTABLISHED'"),
     "unowned": _flag("c.owner_role IS NULL"),
 }
+
+
+def _held_before(position: int, read: Callable[[str, Any], Any]) -> Filter:
+    """Of a row in `past`, whose owners are a list of [pid, comm, container]."""
+    held = f"EXISTS (SELECT 1 FROM json_each(c.owners) o WHERE json_extract(o.value, '$[{position}]') = ?)"
+    return lambda name, value: Condition(held, (read(name, value),))
+
+
+# The same for rows of `past` as c.
+PAST_FILTERS: dict[str, Filter] = {
+    **CONNECTION_FILTERS,
+    "pid": _held_before(0, _integer),
+    "comm": _held_before(1, _text),
+    "container": _held_before(2, _text),
+}
 NAMESPACE_FILTERS: dict[str, Filter] = {"netns": _netns("n.netns")}
 PROCESS_FILTERS: dict[str, Filter] = {
     "netns": _netns("p.netns"),
@@ -197,4 +212,21 @@ PROCESS_FILTERS: dict[str, Filter] = {
     "comm": _equals("p.comm", _text),
     "container": _equals("p.container", _text),
     "uid": _equals("p.uid", _integer),
+}
+
+
+def _either(filter_of: Callable[[str], Filter], *columns: str) -> Filter:
+    """A filter that one of several columns must pass."""
+    filters = [filter_of(column) for column in columns]
+    return lambda name, value: _joined(" OR ", [one(name, value) for one in filters])
+
+
+# An edge has no addresses to compare in order: they are compared as text, and networks are not asked for.
+EDGE_FILTERS: dict[str, Filter] = {
+    "netns": _either(_netns, "e.client_netns", "e.server_netns"),
+    "pid": _either(lambda column: _equals(column, _integer), "e.client_pid", "e.server_pid"),
+    "comm": _either(lambda column: _equals(column, _text), "cp.comm", "sp.comm"),
+    "container": _either(lambda column: _equals(column, _text), "cp.container", "sp.container"),
+    "proto": _word("e.proto", PROTO_NAMES.values(), str.lower),
+    "port": _port("e.server_port"),
 }

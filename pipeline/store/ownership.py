@@ -16,10 +16,11 @@ _HOLDERS_OF = """
 SELECT h.inode, h.pid, h.start_ticks, h.fd, h.reporter, h.seen_s
 FROM json_each(?) AS wanted CROSS JOIN holding AS h ON h.inode = wanted.value"""
 _ROWS_OF = """
-SELECT c.inode, c.id, c.state = 'LISTEN', c.pid, c.start_ticks, c.holder_netns, c.holder_seen_s, c.owner_role
+SELECT c.inode, c.id, c.state = 'LISTEN'
 FROM json_each(?) AS wanted CROSS JOIN connection AS c ON c.inode = wanted.value"""
 _SET_OWNER = """
-UPDATE connection SET pid = ?, start_ticks = ?, holder_netns = ?, holder_seen_s = ?, owner_role = ? WHERE id = ?"""
+UPDATE connection SET pid = ?, start_ticks = ?, holder_netns = ?, holder_seen_s = ?, owner_role = ?, changed_seq = ?
+WHERE id = ?"""
 
 
 class Owners:
@@ -45,12 +46,11 @@ class Owners:
         pid, start_ticks, _, reporter, seen_s = primary(holders, listening)
         return (pid, start_ticks, reporter, seen_s, "holder")
 
-    def update_rows(self, inodes: Iterable[int]) -> None:
-        """Rewrites the owner of the stored rows of these inodes where it is another now."""
-        changed: list[tuple[object, ...]] = []
+    def update_rows(self, inodes: Iterable[int], seq: int) -> None:
+        """Rewrites the owner of the stored rows of these inodes, which count as changed by commit `seq`."""
         wanted = json.dumps(sorted(inode for inode in inodes if inode))
-        for inode, row_id, listening, *stored in self._database.execute(_ROWS_OF, (wanted,)):
-            choice = self.choice(inode, bool(listening))
-            if choice != tuple(stored):
-                changed.append((*choice, row_id))
-        self._database.executemany(_SET_OWNER, changed)
+        rows = self._database.execute(_ROWS_OF, (wanted,)).fetchall()
+        self._database.executemany(
+            _SET_OWNER,
+            ((*self.choice(inode, bool(listening)), seq, row_id) for inode, row_id, listening in rows),
+        )

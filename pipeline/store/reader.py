@@ -10,6 +10,7 @@ from typing import Any
 from pipeline.clock import Clock, SystemClock
 from pipeline.errors import NoAggregator, Refused
 from pipeline.store import database
+from pipeline.store.sql import Result, select_sql
 
 # Virtual-machine instructions between two looks at the clock: some 0.1 ms of work.
 _CLOCK_EVERY = 10_000
@@ -29,6 +30,8 @@ class Reader:
         self._time_limit_s = time_limit_s
         self._deadline_s = 0.0
         self._shared = shared is not None
+        # What the answers of one commit repeat, see select.py: (epoch and seq, value).
+        self.repeated: tuple[Any, Any] = (None, None)
         try:
             self._database = shared or database.open_read_only(path, self._clock)
         except sqlite3.OperationalError as error:
@@ -59,6 +62,10 @@ class Reader:
     def rows(self, sql: str, params: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """All rows of one statement, within `moment()`."""
         return self._database.execute(sql, params).fetchall()
+
+    def statement(self, sql: str, limit: int | None) -> Result:
+        """A stranger's SELECT, within `moment()`. Raises: Refused."""
+        return select_sql(self._database, sql, limit)
 
     def now_s(self) -> float:
         """CLOCK_MONOTONIC as the store's ages count it."""

@@ -10,9 +10,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 TABLES = """
+-- `log_from_seq`: the first commit whose images `past` has, and those of all since; NULL: none are kept.
 CREATE TABLE meta(
   epoch TEXT NOT NULL, host TEXT NOT NULL, seq INTEGER NOT NULL, started_s REAL NOT NULL, wall_offset_s REAL NOT NULL,
-  ready INTEGER NOT NULL);
+  ready INTEGER NOT NULL, log_from_seq INTEGER);
 -- One row per namespace inode: what the roster says, and the head of its newest snapshot.
 CREATE TABLE namespace(
   netns INTEGER PRIMARY KEY, cookie INTEGER, name TEXT, names TEXT NOT NULL DEFAULT '[]',
@@ -32,26 +33,43 @@ CREATE TABLE holding(
 CREATE INDEX holding_reporter ON holding(reporter);
 CREATE INDEX holding_inode ON holding(inode, seen_s);
 -- `key`: an integer or bytes, see SocketKey. `local_ip`, `remote_ip`: 16 bytes, IPv4 as v4-mapped.
--- `pid` to `owner_role` are the chosen owner, materialised by store/ownership.py.
+-- `pid` to `owner_role` are the chosen owner, materialised by store/ownership.py; `peer_id` and `peer_ambiguous` the
+-- other end on this host, by store/peers.py. `changed_seq`: the commit that last wrote the row, its owners or what it
+-- shows of them; `added_seq`: the one it came with.
 CREATE TABLE connection(
   id INTEGER PRIMARY KEY, netns INTEGER NOT NULL, key NOT NULL, proto TEXT, family TEXT, state TEXT,
   local_addr TEXT, local_port INTEGER, remote_addr TEXT, remote_port INTEGER, local_ip BLOB, remote_ip BLOB,
   device TEXT, inode INTEGER, cookie INTEGER, uid INTEGER, direction TEXT,
-  pid INTEGER, start_ticks INTEGER, holder_netns INTEGER, holder_seen_s REAL, owner_role TEXT);
+  pid INTEGER, start_ticks INTEGER, holder_netns INTEGER, holder_seen_s REAL, owner_role TEXT,
+  first_seen_s REAL, added_seq INTEGER, changed_seq INTEGER, peer_id INTEGER,
+  peer_ambiguous INTEGER NOT NULL DEFAULT 0);
 CREATE UNIQUE INDEX connection_key ON connection(netns, key);
 CREATE INDEX connection_inode ON connection(inode);
 CREATE INDEX connection_local_port ON connection(local_port);
 CREATE INDEX connection_cookie ON connection(cookie) WHERE cookie IS NOT NULL;
 CREATE INDEX connection_remote_port ON connection(remote_port);
-CREATE INDEX connection_remote_ip ON connection(remote_ip);
+-- With its ports: what finds the other end of a connection.
+CREATE INDEX connection_remote_ip ON connection(remote_ip, remote_port, local_port);
+CREATE INDEX connection_changed ON connection(changed_seq, netns);
 CREATE INDEX connection_listener ON connection(netns) WHERE state = 'LISTEN';
+-- What a row mirrored before it went or was written over, until peers.py has seen to those.
+CREATE TABLE parted(
+  peer_id INTEGER, proto TEXT, local_ip BLOB, local_port INTEGER, remote_ip BLOB, remote_port INTEGER);
+-- Rows as they were before commit `until_seq` changed them, or removed them (`gone`), while somebody
+-- follows, who asks for what left a filtered view. `owners`: JSON, a list of [pid, comm, container].
+CREATE TABLE past(
+  until_seq INTEGER, id INTEGER, gone INTEGER NOT NULL, netns INTEGER, key, proto TEXT, family TEXT, state TEXT,
+  local_addr TEXT, local_port INTEGER, remote_addr TEXT, remote_port INTEGER, local_ip BLOB, remote_ip BLOB,
+  device TEXT, inode INTEGER, cookie INTEGER, uid INTEGER, direction TEXT,
+  pid INTEGER, start_ticks INTEGER, owner_role TEXT, added_seq INTEGER, owners TEXT NOT NULL,
+  PRIMARY KEY(until_seq, id)) WITHOUT ROWID;
 CREATE TABLE worker(
   pid INTEGER, role TEXT, netns TEXT, state TEXT, restarts INTEGER, cpu_share REAL);
 CREATE TABLE loss(name TEXT PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE usage(pid INTEGER PRIMARY KEY, cpu_percent REAL, rss_bytes INTEGER, pss_bytes INTEGER);
 """
 
-_OFFSET = "(SELECT wall_offset_s FROM meta)"
+WALL_OFFSET = "(SELECT wall_offset_s FROM meta)"
 # What ANALYZE would find on a busy host (rows, then rows per value of each leading column), written down: it is
 # needed before there are rows, and plans must not change with the load. Without it a namespace counts as selective
 # as an inode.
@@ -61,8 +79,8 @@ DELETE FROM sqlite_stat1;
 INSERT INTO sqlite_stat1(tbl, idx, stat) VALUES
   ('connection', 'connection_key', '100000 2000 1'), ('connection', 'connection_inode', '100000 2'),
   ('connection', 'connection_local_port', '100000 10'), ('connection', 'connection_remote_port', '100000 40'),
-  ('connection', 'connection_remote_ip', '100000 50'), ('connection', 'connection_cookie', '100000 1'),
-  ('connection', 'connection_listener', '5000 100'),
+  ('connection', 'connection_remote_ip', '100000 50 2 1'), ('connection', 'connection_cookie', '100000 1'),
+  ('connection', 'connection_listener', '5000 100'), ('connection', 'connection_changed', '100000 100 10'),
   ('holding', 'holding', '100000 50 50 1 1 1'), ('holding', 'holding_inode', '100000 1 1'),
   ('holding', 'holding_reporter', '100000 2000'),
   ('process', 'process', '2000 1 1 1'), ('process', 'process_reporter', '2000 40'), ('namespace', NULL, '50');
@@ -109,10 +127,12 @@ CONNECTIONS = Table(
         "comm": "p.comm",
         "container": "p.container",
         "nat": "NULL",
-        "seen_at": f"n.taken_at_s + {_OFFSET}",
+        "seen_at": f"n.taken_at_s + {WALL_OFFSET}",
         # A complete pass of the holder's worker confirms every descriptor that it does not report as gone.
-        "owner_seen_at": f"max(c.holder_seen_s, coalesce(h.walked_at_s, c.holder_seen_s)) + {_OFFSET}",
+        "owner_seen_at": f"max(c.holder_seen_s, coalesce(h.walked_at_s, c.holder_seen_s)) + {WALL_OFFSET}",
         "stale": "n.stale",
+        # The row's identity within its namespace, as text: see SocketKey.
+        "key": "CASE typeof(c.key) WHEN 'blob' THEN lower(hex(c.key)) ELSE CAST(c.key AS TEXT) END",
     },
     "connection c JOIN namespace n ON n.netns = c.netns"
     " LEFT JOIN process p ON p.pid = c.pid AND p.start_ticks = c.start_ticks AND p.shown"
@@ -155,7 +175,7 @@ NAMESPACES = Table(
         "state": "n.state",
         "source": "n.source",
         "generation": "n.generation",
-        "seen_at": f"n.taken_at_s + {_OFFSET}",
+        "seen_at": f"n.taken_at_s + {WALL_OFFSET}",
         "age_s": AGE_S,
         "stale": "n.stale",
         "partial": "(n.denied > 0 OR n.walked_at_s IS NULL)",

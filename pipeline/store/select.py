@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipeline.merge.owners import Holder, ordered
+from pipeline.store.edges import EDGE_COLUMNS, EDGES_ORDER, EDGES_SOURCE, SIDE_FIELDS
 from pipeline.store.filters import Condition
 from pipeline.store.reader import Reader
 from pipeline.store.schema import BOOLEANS, CONNECTIONS, HOLDERS, JSON_LISTS, Table
@@ -25,7 +26,7 @@ def select(
     """Rows with these columns, in this order, within `reader.moment()`. `order` is the SQL of a unique key."""
     expressions = ", ".join(table.columns[column] for column in columns)
     sql = f"SELECT {expressions} FROM {table.source} WHERE {table.always} AND ({condition.sql}) ORDER BY {order}"
-    return _converted(columns, reader.rows(*_limited(sql, condition, limit)))
+    return _converted(columns, reader.rows(*limited(sql, condition, limit)))
 
 
 def count(reader: Reader, table: Table, condition: Condition) -> int:
@@ -34,6 +35,19 @@ def count(reader: Reader, table: Table, condition: Condition) -> int:
     (row,) = reader.rows(sql, condition.params)
     assert isinstance(row[0], int)
     return row[0]
+
+
+def key_at(
+    reader: Reader, table: Table, condition: Condition, keys: Sequence[str], index: int
+) -> tuple[Any, ...] | None:
+    """The values of `keys`, which order the rows that match, in row number `index`; None where it is the last."""
+    columns = ", ".join(keys)
+    sql = (
+        f"SELECT {columns} FROM {table.counted} WHERE {table.always} AND ({condition.sql})"
+        f" ORDER BY {columns} LIMIT 2 OFFSET ?"
+    )
+    found = reader.rows(sql, (*condition.params, index))
+    return found[0] if len(found) == 2 else None
 
 
 def select_connections(
@@ -45,7 +59,7 @@ def select_connections(
         return select(reader, CONNECTIONS, columns, condition, "c.id", limit)
     expressions = ", ".join(("c.id", *(CONNECTIONS.columns[column] for column in plain)))
     sql = f"SELECT {expressions} FROM {CONNECTIONS.source} WHERE {condition.sql} ORDER BY c.id"
-    found = reader.rows(*_limited(sql, condition, limit))
+    found = reader.rows(*limited(sql, condition, limit))
     owners = _owners_of(reader, condition, limit)
     rows = _converted(plain, [row[1:] for row in found])
     at = [index for index, column in enumerate(columns) if column == OWNERS]
@@ -60,7 +74,7 @@ def _owners_of(reader: Reader, condition: Condition, limit: int | None) -> dict[
     where, params = condition
     if limit is not None:
         chosen = f"SELECT c.id FROM {CONNECTIONS.counted} WHERE {condition.sql} ORDER BY c.id"
-        wanted, params = _limited(chosen, condition, limit)
+        wanted, params = limited(chosen, condition, limit)
         where = f"c.id IN ({wanted})"
     sql = f"SELECT {', '.join(HOLDERS.columns.values())} FROM {HOLDERS.source} WHERE {where}"
     held: dict[int, list[tuple[Any, ...]]] = {}
@@ -87,7 +101,8 @@ def _in_order(rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
     ]
 
 
-def _limited(sql: str, condition: Condition, limit: int | None) -> tuple[str, tuple[Any, ...]]:
+def limited(sql: str, condition: Condition, limit: int | None) -> tuple[str, tuple[Any, ...]]:
+    """The statement cut to `limit` rows, and its parameters."""
     if limit is None:
         return sql, condition.params
     return f"{sql} LIMIT ?", (*condition.params, limit)
@@ -101,3 +116,25 @@ def _converted(columns: Sequence[str], found: list[tuple[Any, ...]]) -> list[lis
             for row in rows:
                 row[index] = convert(row[index])
     return rows
+
+
+def select_edges(reader: Reader, condition: Condition, limit: int | None) -> tuple[list[dict[str, Any]], int]:
+    """Edges as maps by EDGE_FIELDS, and how many there are whatever the limit; within `reader.moment()`."""
+    sql = f"SELECT {', '.join(EDGE_COLUMNS.values())} FROM {EDGES_SOURCE} WHERE {condition.sql} ORDER BY {EDGES_ORDER}"
+    found = reader.rows(sql, condition.params)
+    return [_edge(row) for row in (found if limit is None else found[:limit])], len(found)
+
+
+def _edge(row: tuple[Any, ...]) -> dict[str, Any]:
+    width = len(SIDE_FIELDS)
+    proto, connections, ambiguous, nat, first_seen, last_seen = row[2 * width :]
+    return {
+        "client": dict(zip(SIDE_FIELDS, row[:width], strict=True)),
+        "server": dict(zip(SIDE_FIELDS, row[width : 2 * width], strict=True)),
+        "proto": proto,
+        "connections": connections,
+        "ambiguous": bool(ambiguous),
+        "nat": nat,
+        "first_seen": first_seen,
+        "last_seen": last_seen,
+    }

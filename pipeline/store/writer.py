@@ -9,10 +9,13 @@ from typing import NamedTuple
 from pipeline.clock import Clock
 from pipeline.errors import Malformed
 from pipeline.merge.changes import combine
+from pipeline.model.delta import Delta
 from pipeline.model.netns import RosterRow, UsageRow, WorkerRow
 from pipeline.model.snapshot import Snapshot
 from pipeline.store import database
 from pipeline.store.content import ContentWriter
+from pipeline.store.delta import read_delta
+from pipeline.store.history import Past
 from pipeline.store.reader import Reader
 
 # A smaller difference is two clock readings that were not made at the same instant.
@@ -39,16 +42,29 @@ UPDATE meta SET ready = 1 WHERE ready = 0 AND NOT EXISTS (
 
 
 class Commit(NamedTuple):
-    """One committed state. `removed`: namespace inodes that it dropped, for `Latest.forget`."""
+    """One committed state. `removed`: namespace inodes that it dropped, for `Latest.forget`.
+
+    `touched`: namespace inodes whose connections it added, changed or removed, sorted; a namespace that was only seen
+    again is none. `edges`: whether one of those connections is part of an edge.
+    """
 
     seq: int
     removed: tuple[int, ...] = ()
+    touched: tuple[int, ...] = ()
+    edges: bool = False
+
+
+# What a write inside a transaction tells: Commit without its seq.
+_Outcome = tuple[tuple[int, ...], tuple[int, ...], bool]
+_NOTHING: _Outcome = ((), (), False)
 
 
 class Store:
     """Written by one thread; `reader()` and `Reader(path)` are for asking.
 
     `seq` grows by one with every call that changed something. Opening replaces what a predecessor left at `path`.
+    `keeps_past`: whether rows that change or go are kept for a minute, for `delta` and for those who wait. It costs
+    a fifth of the work of a change, and may be set at any time; it takes effect with the next commit.
     """
 
     def __init__(self, path: str, epoch: str, host: str, clock: Clock, stale_after_s: float) -> None:
@@ -59,11 +75,15 @@ class Store:
         self._clock = clock
         self._stale_after_s = stale_after_s
         self._has_roster = False
+        self.keeps_past = True
         self._workers: list[WorkerRow] | None = None
         self._wall_offset_s = clock.wall_s() - clock.monotonic_s()
         self._database = database.create(path, clock)
+        self._past = Past(self._database, clock)
+        self._own_reader = Reader(path, clock, shared=self._database)
         self._database.execute(
-            "INSERT INTO meta VALUES (?, ?, 0, ?, ?, 0)",
+            "INSERT INTO meta(epoch, host, seq, started_s, wall_offset_s, ready, log_from_seq)"
+            " VALUES (?, ?, 0, ?, ?, 0, 1)",
             (epoch, host, clock.monotonic_s(), self._wall_offset_s),
         )
 
@@ -75,14 +95,14 @@ class Store:
         then.
         """
 
-        def write() -> tuple[int, ...]:
-            content = ContentWriter(self._database)
+        def write() -> _Outcome:
+            content = self._content()
             for change in combine(snapshots).values():
                 content.write(change)
             removed = self._write_roster(roster, content) if roster is not None else ()
             content.finish()
             self._mark()
-            return removed
+            return (removed, *content.touched())
 
         try:
             return self._transaction(write)
@@ -99,32 +119,32 @@ class Store:
     def tick(self) -> Commit:
         """Marks namespaces that nothing proved for too long, drops unlisted ones, follows steps of the wall clock."""
 
-        def write() -> tuple[int, ...]:
+        def write() -> _Outcome:
             self._mark()
             wall_offset_s = self._clock.wall_s() - self._clock.monotonic_s()
             if abs(wall_offset_s - self._wall_offset_s) > _WALL_STEP_S:
                 self._wall_offset_s = wall_offset_s
                 self._database.execute("UPDATE meta SET wall_offset_s = ?", (wall_offset_s,))
             if not self._has_roster:
-                return ()
-            content = ContentWriter(self._database)
+                return _NOTHING
+            content = self._content()
             removed = self._remove("NOT listed AND stale", content)
             content.finish()
-            return removed
+            return (removed, *content.touched())
 
         return self._transaction(write)
 
     def set_workers(self, workers: Sequence[WorkerRow]) -> Commit:
         """Replaces what `status` says of our own processes."""
 
-        def write() -> tuple[int, ...]:
+        def write() -> _Outcome:
             if list(workers) != self._workers:
                 self._database.execute("DELETE FROM worker")
                 self._database.executemany(
                     "INSERT INTO worker(role, pid, netns, state, restarts, cpu_share) VALUES (?, ?, ?, ?, ?, ?)",
                     ((role, pid, json.dumps(netns), *rest) for role, pid, netns, *rest in workers),
                 )
-            return ()
+            return _NOTHING
 
         commit = self._transaction(write)
         self._workers = list(workers)
@@ -133,25 +153,30 @@ class Store:
     def set_usage(self, usage: Sequence[UsageRow]) -> Commit:
         """Replaces the measured CPU and memory of our own processes, joined to the workers by pid."""
 
-        def write() -> tuple[int, ...]:
+        def write() -> _Outcome:
             self._database.execute("DELETE FROM usage")
             self._database.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?)", usage)
-            return ()
+            return _NOTHING
 
         return self._transaction(write)
 
     def set_losses(self, losses: Mapping[str, int]) -> Commit:
         """Replaces the aggregator's own counters of what it dropped; `status` shows them beside the workers'."""
 
-        def write() -> tuple[int, ...]:
+        def write() -> _Outcome:
             self._database.executemany(
                 "INSERT INTO loss VALUES (?, ?) ON CONFLICT(name) DO UPDATE SET count = excluded.count"
                 " WHERE count <> excluded.count",
                 losses.items(),
             )
-            return ()
+            return _NOTHING
 
         return self._transaction(write)
+
+    def delta(self, netns: int, seq: int) -> Delta:
+        """What commit `seq` and any later one changed in a namespace's connections."""
+        with self._own_reader.moment():
+            return read_delta(self._own_reader, netns, seq)
 
     def reader(self, time_limit_s: float = 5.0) -> Reader:
         """A reader for the calling thread; of a store in memory it shares the connection, hence the thread."""
@@ -162,11 +187,12 @@ class Store:
         """Closes the file; it stays where it is."""
         self._database.close()
 
-    def _transaction(self, write: Callable[[], tuple[int, ...]]) -> Commit:
+    def _transaction(self, write: Callable[[], _Outcome]) -> Commit:
         self._database.execute("BEGIN IMMEDIATE")
         try:
             before = self._database.total_changes
-            removed = write()
+            self._past.tidy(self.seq + 1, self.keeps_past)
+            outcome = write()
             if self._database.total_changes == before:
                 self._database.execute("ROLLBACK")
                 return Commit(self.seq)
@@ -179,7 +205,10 @@ class Store:
             raise
         self.seq += 1
         self.ready = bool(ready)
-        return Commit(self.seq, removed)
+        return Commit(self.seq, *outcome)
+
+    def _content(self) -> ContentWriter:
+        return ContentWriter(self._database, self._past.history(self.seq + 1))
 
     def _write_roster(self, roster: Sequence[RosterRow], content: ContentWriter) -> tuple[int, ...]:
         self._has_roster = True

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import queue
-import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from enum import Enum
@@ -14,15 +13,20 @@ from typing import NamedTuple
 
 import zmq
 
+from pipeline.model.deferred import Heavy, Later
 from pipeline.transport.backlog import Backlog
 from pipeline.transport.endpoint import bind_ipc, unlink_ipc
+from pipeline.transport.handlers import Done, Handler, HandlerPool, Refuse, Request
+from pipeline.transport.parking import Parking
 
-Handler = Callable[[bytes], bytes]
-
-_log = logging.getLogger(__name__)
+__all__ = ["Handler", "QueryFront"]
 
 _MAX_WAITING = 256
 _MAX_WAITING_PER_PEER = 32
+_MAX_PARKED = 256
+_MAX_HEAVY_WAITING = 32
+# Who parks a request for less than this is answered in time by a caller that comes every 50 ms.
+_NEAR_S = 1.0
 # Answers that libzmq keeps for a peer that does not read: each may be several MB.
 _ANSWERS_KEPT_PER_PEER = 4
 _RECEIVES_PER_PUMP = 256
@@ -38,10 +42,11 @@ class _Sent(Enum):
     NEVER = 3
 
 
-class _Request(NamedTuple):
-    envelope: list[bytes]
-    body: bytes
-    refusal: tuple[str, str] | None
+class _Answer(NamedTuple):
+    """`parked`: the asker's next request does not wait for this one."""
+
+    frames: list[bytes]
+    parked: bool
 
 
 class QueryFront:
@@ -49,7 +54,11 @@ class QueryFront:
 
     `refuse(request, code, message)` makes the error answer to a request that no handler sees: code `busy` (the
     backlog is full), `too_large` or `internal` (the handler raised). It gets b"" for a request too large to look at
-    here. Requests come as [body] or [empty, body] frames, from DEALER and REQ; answers go back the same way.
+    here. A handler may put off its answer: `Later` parks the request without a thread, until `wake` or its end, and
+    leaves its peer free to ask; `Heavy` hands it to `heavy_threads` threads of their own, whose handlers
+    `make_heavy_handler()` makes.
+
+    Requests come as [body] or [empty, body] frames, from DEALER and REQ; answers go back the same way.
     Counters: `garbage` (frames of another shape), `refused`, `answers_lost` (the asker had gone).
     """
 
@@ -58,8 +67,10 @@ class QueryFront:
         ipc_path: str,
         make_handler: Callable[[], Handler],
         *,
-        refuse: Callable[[bytes, str, str], bytes],
+        refuse: Refuse,
         threads: int = 4,
+        make_heavy_handler: Callable[[], Handler] | None = None,
+        heavy_threads: int = 2,
         max_request_bytes: int = 1 << 20,
         mode: int = 0o660,
         gid: int | None = None,
@@ -68,35 +79,44 @@ class QueryFront:
         self.garbage = self.refused = self.answers_lost = 0
         self._refuse = refuse
         self._max_request_bytes = max_request_bytes
-        self._backlog: Backlog[_Request] = Backlog(_MAX_WAITING, _MAX_WAITING_PER_PEER)
-        self._unsent: deque[list[bytes]] = deque()
-        self._jobs: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()
-        self._failure: BaseException | None = None
+        self._backlog: Backlog[Request] = Backlog(_MAX_WAITING, _MAX_WAITING_PER_PEER)
+        self._parking: Parking[Request] = Parking(_MAX_PARKED)
+        self._again: deque[Request] = deque()
+        self._new_is_next = False
+        self._heavy_waiting: deque[Request] = deque()
+        self._unsent: deque[_Answer] = deque()
+        self._done: queue.SimpleQueue[Done] = queue.SimpleQueue()
         self._context = zmq.Context(io_threads=1)
         self._router = _make_router(self._context, max_request_bytes)
-        self._answers = self._context.socket(zmq.PULL)
-        self._answers_path = f"inproc://answers-{id(self)}"
+        self._notices = self._context.socket(zmq.PULL)
+        notices_path = f"inproc://done-{id(self)}"
+        self._pool = HandlerPool(self._context, notices_path, self._done, refuse)
+        self._heavy_pool = HandlerPool(self._context, notices_path, self._done, refuse)
         self._path = ipc_path
         self._bound: os.stat_result | None = None
-        self._threads: list[threading.Thread] = []
-        self._idle_threads = threads
         try:
-            self._answers.bind(self._answers_path)
+            self._notices.bind(notices_path)
             self._bound = bind_ipc(self._router, ipc_path, mode, gid)
         except BaseException:
             self.close()
             raise
-        for number in range(threads):
-            thread = threading.Thread(
-                target=self._serve, args=(make_handler,), name=f"query-{number}", daemon=True
-            )
-            thread.start()
-            self._threads.append(thread)
+        self._pool.start(make_handler, threads, "query")
+        if make_heavy_handler is not None:
+            self._heavy_pool.start(make_heavy_handler, heavy_threads, "heavy-query")
 
     @property
     def poll_sockets(self) -> tuple[zmq.Socket[bytes], ...]:
         """What to wait on: `pump` when any of them can be read."""
-        return (self._router, self._answers)
+        return (self._router, self._notices)
+
+    @property
+    def parked(self) -> int:
+        """Requests that wait for the state to change."""
+        return len(self._parking) + len(self._again)
+
+    def wake(self) -> None:
+        """The state has changed: parked requests are asked again by one of the next pumps."""
+        self._parking.wake()
 
     def pump(self) -> bool:
         """Moves what is there, in both directions, without blocking.
@@ -104,21 +124,22 @@ class QueryFront:
         Returns True when it should be called again soon (50 ms) although nothing will become readable: an asker is
         slow to read, or there was more than one call's worth. Raises: what `make_handler` raised in its thread.
         """
-        if self._failure is not None:
-            raise self._failure
+        for pool in (self._pool, self._heavy_pool):
+            if pool.failure is not None:
+                raise pool.failure
         self._send_answers()
         more = self._receive()
+        now_s = time.monotonic()
+        self._again.extend(self._parking.leave(now_s))
         self._dispatch()
-        return more or bool(self._unsent)
+        return more or bool(self._unsent) or self._parking.is_near(now_s, _NEAR_S)
 
     def close(self) -> None:
         """Ends the threads, after the request each has at work, and removes the socket."""
         unlink_ipc(self._path, self._bound)
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-        self._answers.close()
+        self._pool.stop()
+        self._heavy_pool.stop()
+        self._notices.close()
         self._router.close()
         self._context.term()
 
@@ -138,24 +159,35 @@ class QueryFront:
             if len(body) > self._max_request_bytes:
                 # A handler thread makes this answer: reading a large request would hold up the main loop.
                 refusal = ("too_large", f"{len(body)} bytes, at most {self._max_request_bytes} are allowed")
-            request = _Request([peer, *frames[:-1]], body, refusal)
+            request = Request([peer, *frames[:-1]], body, refusal)
             if not self._backlog.offer(peer, request):
                 self._refuse_now(request)
         return True
 
-    def _refuse_now(self, request: _Request) -> None:
-        body = request.body if len(request.body) <= _MAX_REFUSED_BYTES_READ else b""
-        self.refused += 1
-        answer = self._refuse(body, "busy", "too many requests are waiting, ask again later")
-        if self._send([*request.envelope, answer]) is not _Sent.YES:
+    def _refuse_now(self, request: Request) -> None:
+        if self._send([*request.envelope, self._busy(request.body)]) is not _Sent.YES:
             self.answers_lost += 1
 
+    def _busy(self, body: bytes) -> bytes:
+        self.refused += 1
+        body = body if len(body) <= _MAX_REFUSED_BYTES_READ else b""
+        return self._refuse(body, "busy", "too many requests are waiting, ask again later")
+
     def _dispatch(self) -> None:
-        while self._idle_threads and (taken := self._backlog.take()) is not None:
-            if taken[1].refusal:
+        while self._pool.idle and (request := self._next()) is not None:
+            if request.refusal:
                 self.refused += 1
-            self._idle_threads -= 1
-            self._jobs.put(taken[1])
+            self._pool.submit(request)
+        while self._heavy_pool.idle and self._heavy_waiting:
+            self._heavy_pool.submit(self._heavy_waiting.popleft())
+
+    def _next(self) -> Request | None:
+        """New requests and those that were parked in turn, so that neither holds up the other."""
+        self._new_is_next = not self._new_is_next
+        taken = self._backlog.take() if self._new_is_next or not self._again else None
+        if taken is not None:
+            return taken[1]
+        return self._again.popleft() if self._again else None
 
     def _send_answers(self) -> None:
         """Sends what is ready. An answer that its asker has no room for yet waits, and keeps this asker's next
@@ -164,19 +196,37 @@ class QueryFront:
             self._finish(self._unsent.popleft())
         with contextlib.suppress(zmq.Again):
             while True:
-                answer = self._answers.recv_multipart(zmq.NOBLOCK)
-                self._idle_threads += 1
-                self._finish(answer)
+                self._notices.recv(zmq.NOBLOCK)
+                self._settle(self._done.get())
 
-    def _finish(self, answer: list[bytes]) -> None:
-        sent = self._send(answer)
+    def _settle(self, done: Done) -> None:
+        done.pool.idle += 1
+        request, result, _ = done
+        if isinstance(result, Later):
+            again = request._replace(body=result.request, parked=True)
+            if self._parking.offer(again, result.due_s):
+                if not request.parked:
+                    self._backlog.finish(request.peer)
+                return
+            result = self._busy(request.body)
+        elif isinstance(result, Heavy):
+            if len(self._heavy_waiting) < _MAX_HEAVY_WAITING:
+                self._heavy_waiting.append(request._replace(body=result.request))
+                return
+            result = self._busy(request.body)
+        self._finish(_Answer([*request.envelope, result], request.parked))
+
+    def _finish(self, answer: _Answer) -> None:
+        sent = self._send(answer.frames)
+        peer = answer.frames[0]
         if sent is _Sent.LATER:
             self._unsent.append(answer)
             return
         if sent is _Sent.NEVER:
             # Nobody waits for the rest of its requests either.
-            self.answers_lost += 1 + self._backlog.forget(answer[0])
-        self._backlog.finish(answer[0])
+            self.answers_lost += 1 + self._backlog.forget(peer)
+        if not answer.parked:
+            self._backlog.finish(peer)
 
     def _send(self, answer: list[bytes]) -> _Sent:
         # Reading EVENTS makes libzmq look at what its I/O thread has sent since; a send alone looks rarely, and
@@ -189,30 +239,6 @@ class QueryFront:
         except zmq.ZMQError:
             return _Sent.NEVER  # EHOSTUNREACH: the asker has gone
         return _Sent.YES
-
-    def _serve(self, make_handler: Callable[[], Handler]) -> None:
-        """A handler thread: one request after the other until it is told to end."""
-        with self._context.socket(zmq.PUSH) as answers:
-            answers.setsockopt(zmq.LINGER, 0)
-            answers.connect(self._answers_path)
-            try:
-                handler = make_handler()
-            except BaseException as error:
-                # Without handlers there are no answers: `pump` passes it on, in the main thread.
-                self._failure = error
-                return
-            while (request := self._jobs.get()) is not None:
-                answers.send_multipart([*request.envelope, self._answer(handler, request)])
-
-    def _answer(self, handler: Handler, request: _Request) -> bytes:
-        if request.refusal:
-            return self._refuse(request.body, *request.refusal)
-        try:
-            return handler(request.body)
-        except Exception:
-            # A thread that ended here would leave the rest of the requests to fewer and fewer threads.
-            _log.exception("a query handler failed")
-            return self._refuse(request.body, "internal", "the aggregator failed to answer, its log says why")
 
 
 def _make_router(context: zmq.Context[zmq.Socket[bytes]], max_request_bytes: int) -> zmq.Socket[bytes]:

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 import zmq
 
@@ -16,7 +17,7 @@ from pipeline.transport.endpoint import check_server
 
 # A request goes down with the aggregator that has it; its successor gets it again. Not for ever: one that hangs up
 # on this very request (larger than it reads) would.
-_SENDS = 3
+SENDS = 3
 _RECONNECT_MS = 20
 _RECONNECT_MAX_MS = 200
 
@@ -31,16 +32,18 @@ class Requester:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]] | None = None
 
-    def request(self, data: bytes, is_mine: Callable[[bytes], bool]) -> bytes:
-        """The answer to `data`. `is_mine` tells it from late answers to requests that timed out before.
+    def request(self, data: bytes, is_mine: Callable[[bytes], bool], patience_s: float = 0.0) -> bytes:
+        """The answer to `data`. `is_mine` tells it from late answers to requests that timed out before. It may take
+        `patience_s` longer than others.
 
         Raises: NoAggregator, at once where nothing was ever bound at the path, else after the timeout; Denied where
         we may not connect; ConfigError for a path that is too long.
         """
         check_server(self._path)
-        deadline_s = time.monotonic() + self.timeout_s
+        timeout_s = self.timeout_s + patience_s
+        deadline_s = time.monotonic() + timeout_s
         socket, monitor = self._connected()
-        for _ in range(_SENDS):
+        for _ in range(SENDS):
             while monitor.poll(0):
                 monitor.recv_multipart()  # of a connection lost before this request
             with contextlib.suppress(zmq.Again):
@@ -51,14 +54,8 @@ class Requester:
             if time.monotonic() >= deadline_s:
                 break
         else:
-            raise NoAggregator(
-                f"the aggregator at {os.path.dirname(self._path)} hung up on the request {_SENDS} times",
-                "see what it logged; it does not read requests of several MiB",
-            )
-        raise NoAggregator(
-            f"no answer from the aggregator at {os.path.dirname(self._path)} within {self.timeout_s:g} s",
-            "see whether `sockscope run` is alive, and what it logged",
-        )
+            raise hung_up(self._path)
+        raise no_answer(self._path, timeout_s)
 
     def close(self) -> None:
         if self._context is not None:
@@ -101,11 +98,32 @@ class Requester:
         if self._sockets is None:
             self._context = zmq.Context(io_threads=1)
             socket = self._context.socket(zmq.DEALER)
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-            socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
-            socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+            prepare_asker(socket)
             monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             socket.connect("ipc://" + self._path)
             self._sockets = socket, monitor
         return self._sockets
+
+
+def prepare_asker(socket: zmq.Socket[Any]) -> None:
+    """Options of an asker's socket."""
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+    socket.setsockopt(zmq.RECONNECT_IVL, _RECONNECT_MS)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, _RECONNECT_MAX_MS)
+
+
+def hung_up(path: str) -> NoAggregator:
+    """The error of an asker whose request was lost with its connection each time."""
+    return NoAggregator(
+        f"the aggregator at {os.path.dirname(path)} hung up on the request {SENDS} times",
+        "see what it logged; it does not read requests of several MiB",
+    )
+
+
+def no_answer(path: str, timeout_s: float) -> NoAggregator:
+    """The error of an asker who got no answer in time."""
+    return NoAggregator(
+        f"no answer from the aggregator at {os.path.dirname(path)} within {timeout_s:g} s",
+        "see whether `sockscope run` is alive, and what it logged",
+    )

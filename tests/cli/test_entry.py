@@ -16,6 +16,10 @@ import pytest
 
 from tests.cli.conftest import Sockscope
 
+VERBS = (
+    "run", "snapshot", "connections", "edges", "processes", "namespaces", "status", "sql", "feed", "probe", "config",
+)  # fmt: skip
+
 
 def sentence(completed: subprocess.CompletedProcess[bytes]) -> str:
     """stderr, which must be one line and no traceback."""
@@ -28,13 +32,12 @@ def sentence(completed: subprocess.CompletedProcess[bytes]) -> str:
 def test_version_and_help_exit_0(sockscope: Sockscope) -> None:
     assert sockscope("--version").stdout == b"sockscope, version 0.1.0\n"
     listed = sockscope("--help").stdout.decode()
-    for verb in ("run", "snapshot", "connections", "namespaces", "status", "probe", "config"):
+    for verb in VERBS:
         assert f"\n  {verb} " in listed
+    assert "\n  5    no pipeline answers" in listed
 
 
-@pytest.mark.parametrize(
-    "verb", ["run", "snapshot", "connections", "processes", "namespaces", "status", "probe", "config"]
-)
+@pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(sockscope: Sockscope, verb: str) -> None:
     completed = sockscope(verb, "--help")
     assert (completed.returncode, completed.stderr) == (0, b"")
@@ -52,6 +55,12 @@ def test_every_verb_explains_itself(sockscope: Sockscope, verb: str) -> None:
         (["config", "--fields", "colour"], "any of key, value"),
         (["config", "--log-level", "loud"], "one of debug, info, warning, error"),
         (["config", "--config", "/nonexistent"], "cannot read the config file /nonexistent"),
+        (["connections", "--watch", "--explain"], "--watch and --explain exclude each other"),
+        (["connections", "--top", "3", "--fields", "pid"], "--group-by or --top"),
+        (["connections", "--group-by", "owners"], "pid, comm or container"),
+        (["sql"], "STATEMENT"),
+        (["feed", "--limit", "0"], "--limit"),
+        (["feed", "--duration", "nan"], "--duration"),
         (["run", "--duration", "0"], "--duration"),
         (["run", "--duration", "soon"], "--duration"),
         (["run", "--duration", "nan"], "--duration"),
@@ -110,11 +119,25 @@ def test_config_shows_each_value_and_where_it_came_from(sockscope: Sockscope, tm
     assert rows["walk.target_s"] == (10.0, "default")
 
 
-@pytest.mark.parametrize("verb", ["connections", "processes", "namespaces", "status"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["connections"],
+        ["connections", "--watch"],
+        ["connections", "--explain"],
+        ["connections", "--top", "3"],
+        ["edges"],
+        ["processes"],
+        ["namespaces"],
+        ["status"],
+        ["sql", "SELECT 1"],
+        ["feed"],
+    ],
+)
 def test_without_a_running_pipeline_a_query_exits_5_and_names_the_directory(
-    sockscope: Sockscope, tmp_path: Path, verb: str
+    sockscope: Sockscope, tmp_path: Path, arguments: list[str]
 ) -> None:
-    completed = sockscope(verb, "--runtime-dir", str(tmp_path / "none"))
+    completed = sockscope(*arguments, "--runtime-dir", str(tmp_path / "none"))
     assert (completed.returncode, completed.stdout) == (5, b"")
     assert str(tmp_path / "none") in sentence(completed)
 

@@ -8,63 +8,20 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import zmq
 
-from pipeline.client import QUERY_SOCKET, Client
+from pipeline.client import Client
 from pipeline.clock import ManualClock
 from pipeline.codec import encode
 from pipeline.errors import NoAggregator, Refused
-from pipeline.query import answer_bytes, refuse_bytes
+from pipeline.query import answer_bytes
 from pipeline.store import Reader, Store
-from pipeline.transport.query_socket import QueryFront
-from tests.sample_state import BLUE, HOST, connection, holding, listener, process, roster_row, snapshot
-
-
-class _Server:
-    """A query front pumped by a thread, with the handlers given."""
-
-    def __init__(self, runtime_dir: Path, handler: Callable[[], Callable[[bytes], bytes]]) -> None:
-        self._front = QueryFront(
-            str(runtime_dir / QUERY_SOCKET), handler, refuse=refuse_bytes, threads=2, max_request_bytes=4096
-        )
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        poller = zmq.Poller()
-        for one in self._front.poll_sockets:
-            poller.register(one, zmq.POLLIN)
-        while not self._ending.is_set():
-            poller.poll(20)
-            self._front.pump()
-
-    def close(self) -> None:
-        self._ending.set()
-        self._thread.join()
-        self._front.close()
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = Store(
-        str(tmp_path / "store.db"), "epoch-1", "testhost", ManualClock(now_s=100.0), stale_after_s=15.0
-    )
-    store.apply(
-        [
-            snapshot(HOST, connections=[listener(1, 80, inode=5), connection(2)], processes=[process(8, "nginx")],
-                     holdings=[holding(8, 3, 5)]),
-            snapshot(BLUE, connections=[connection(3)]),
-        ],
-        [roster_row(HOST), roster_row(BLUE, ["blue"])],
-    )  # fmt: skip
-    yield store
-    store.close()
+from tests.client.serving import Server
+from tests.sample_state import BLUE, HOST, snapshot
 
 
 @pytest.fixture
 def client(tmp_path: Path, store: Store) -> Iterator[Client]:
-    server = _Server(tmp_path, lambda: partial(answer_bytes, Reader(store.path, ManualClock(now_s=100.0))))
+    server = Server(tmp_path, lambda: partial(answer_bytes, Reader(store.path, ManualClock(now_s=100.0))))
     with Client(str(tmp_path), timeout_s=10.0) as client:
         yield client
     server.close()
@@ -148,7 +105,7 @@ def test_late_answer_to_a_request_given_up_is_not_taken_for_the_next_one(
 
         return answer
 
-    server = _Server(tmp_path, handler)
+    server = Server(tmp_path, handler)
     with Client(str(tmp_path), timeout_s=0.3) as client:
         with pytest.raises(NoAggregator):
             client.namespaces()
@@ -159,7 +116,7 @@ def test_late_answer_to_a_request_given_up_is_not_taken_for_the_next_one(
 
 
 def test_answer_in_another_language_is_not_mistaken_for_ours(tmp_path: Path) -> None:
-    server = _Server(tmp_path, lambda: lambda data: encode({"id": "somebody else", "ok": True}))
+    server = Server(tmp_path, lambda: lambda data: encode({"id": "somebody else", "ok": True}))
     with Client(str(tmp_path), timeout_s=0.3) as client, pytest.raises(NoAggregator):
         client.status()
     server.close()

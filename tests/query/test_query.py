@@ -132,7 +132,8 @@ def test_namespaces_can_be_filtered_and_projected(reader: Reader) -> None:
 @pytest.mark.parametrize(
     ("request_keys", "code", "message"),
     [
-        ({}, "bad_request", "op: expected one of connections, namespaces, processes, status, got None"),
+        ({}, "bad_request",
+         "op: expected one of connections, edges, processes, namespaces, status, sql, explain, wait, got None"),
         ({"op": "conections"}, "unknown_op", "unknown op 'conections'; the nearest known one is connections"),
         ({"op": 5}, "bad_request", "op: expected one of"),
         ({"op": "connections", "limits": 5}, "bad_request", "unknown key 'limits'; the nearest known one is limit"),

@@ -22,11 +22,14 @@ def _rows(store: Store, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[An
     ("view", "columns"),
     [
         ("connections", "netns netns_cookie netns_name proto family state local_addr local_port remote_addr remote_port"
-         " device inode cookie uid direction owner_role pid comm container nat seen_at owner_seen_at stale"),
+         " device inode cookie uid direction owner_role pid comm container nat seen_at owner_seen_at stale key"),
         ("owners", "netns cookie inode pid start_ticks comm fd owner_netns container"),
         ("processes", "pid start_ticks comm uid netns container connections"),
         ("namespaces", "netns netns_cookie name names processes connections worker_pid state source generation seen_at"
          " age_s stale partial denied"),
+        ("edges", "client_netns client_pid client_start_ticks client_comm client_container client_addr client_port"
+         " server_netns server_pid server_start_ticks server_comm server_container server_addr server_port proto"
+         " connections ambiguous nat first_seen last_seen"),
     ],
 )  # fmt: skip
 def test_views_have_the_columns_of_the_contract(store: Store, view: str, columns: str) -> None:

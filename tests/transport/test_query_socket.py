@@ -13,11 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
 
 from pipeline.errors import ConfigError, Denied, NoAggregator
+from pipeline.model.deferred import Heavy, Later
 from pipeline.transport.poller import Poller
 from pipeline.transport.query_socket import Handler, QueryFront
 from pipeline.transport.requester import Requester
@@ -63,7 +65,7 @@ class Server:
 
 
 @contextmanager
-def serving(path: str, make_handler: Callable[[], Handler] = echo, **options: int) -> Iterator[QueryFront]:
+def serving(path: str, make_handler: Callable[[], Handler] = echo, **options: Any) -> Iterator[QueryFront]:
     server = Server(QueryFront(path, make_handler, refuse=refusal, **options))
     try:
         yield server.front
@@ -406,3 +408,106 @@ def denied_as_nobody(path: str) -> bool:
         finally:
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 23
+
+
+def deferring(asked: list[bytes], due_in_s: float = 300.0) -> Callable[[], Handler]:
+    """Handlers that put off every `wait` until it is asked again, and what begins with `heavy`."""
+
+    def handle(request: bytes) -> bytes | Later | Heavy:
+        asked.append(request)
+        if request.startswith(b"wait"):
+            return Later(b"again " + request, time.monotonic() + due_in_s)
+        if request.startswith(b"heavy"):
+            return Heavy(request)
+        return b"answer to " + request
+
+    return lambda: handle
+
+
+def test_parked_request_is_answered_after_a_change_and_leaves_its_peer_free(path: str) -> None:
+    asked: list[bytes] = []
+    with serving(path, deferring(asked), threads=1) as front, stranger(path) as dealer:
+        dealer.send(b"wait 1")
+        wait_until(lambda: front.parked == 1)
+        dealer.send(b"other")
+        assert dealer.recv() == b"answer to other"
+
+        front.wake()
+        dealer.send(b"more")  # what makes this server pump; the aggregator does after each commit
+
+        assert {dealer.recv(), dealer.recv()} == {b"answer to again wait 1", b"answer to more"}
+    assert sorted(asked) == [b"again wait 1", b"more", b"other", b"wait 1"]
+
+
+def test_parked_request_is_answered_when_it_is_due(path: str) -> None:
+    with serving(path, deferring([], due_in_s=0.2)), stranger(path) as dealer:
+        dealer.send(b"wait")
+
+        assert dealer.recv() == b"answer to again wait"
+
+
+def test_parked_requests_take_no_thread_and_are_bounded(path: str) -> None:
+    with serving(path, deferring([]), threads=1) as front, contextlib.ExitStack() as stack:
+        dealers = [stack.enter_context(stranger(path)) for _ in range(10)]
+        for dealer in dealers:
+            for number in range(26):
+                dealer.send(b"wait %d" % number)
+        wait_until(lambda: front.parked == 256 and front.refused == 4)
+        dealers[0].send(b"other")
+        answers = [dealers[0].recv()]
+        while answers[-1] != b"answer to other":
+            answers.append(dealers[0].recv())
+
+    assert all(answer.startswith(b"busy ") for answer in answers[:-1])
+
+
+def test_parked_requests_go_with_the_front(path: str) -> None:
+    with serving(path, deferring([])) as front, stranger(path) as dealer:
+        dealer.send(b"wait")
+        wait_until(lambda: front.parked == 1)
+
+
+def test_heavy_requests_wait_for_their_own_threads_only(path: str) -> None:
+    at_work = threading.Semaphore(0)
+    go_on = threading.Event()
+
+    def make_heavy() -> Handler:
+        def handle(request: bytes) -> bytes:
+            at_work.release()
+            go_on.wait(DEADLINE_S)
+            return b"heavy answer to " + request
+
+        return handle
+
+    options: dict[str, Any] = {"make_heavy_handler": make_heavy, "heavy_threads": 2}
+    with serving(path, deferring([]), threads=1, **options), contextlib.ExitStack() as stack:
+        heavy = [stack.enter_context(stranger(path)) for _ in range(3)]
+        for number, dealer in enumerate(heavy):
+            dealer.send(b"heavy %d" % number)
+        assert at_work.acquire(timeout=DEADLINE_S) and at_work.acquire(timeout=DEADLINE_S)
+        with stranger(path) as dealer:
+            for number in range(20):
+                dealer.send(b"%d" % number)
+            assert [dealer.recv() for _ in range(20)] == [b"answer to %d" % number for number in range(20)]
+        go_on.set()
+        assert [dealer.recv() for dealer in heavy] == [
+            b"heavy answer to heavy %d" % number for number in range(3)
+        ]
+
+
+def test_too_many_heavy_requests_are_told_at_once(path: str) -> None:
+    go_on = threading.Event()
+
+    def make_heavy() -> Handler:
+        def handle(request: bytes) -> bytes:
+            go_on.wait(DEADLINE_S)
+            return request
+
+        return handle
+
+    options: dict[str, Any] = {"make_heavy_handler": make_heavy, "heavy_threads": 1}
+    with serving(path, deferring([]), **options) as front, contextlib.ExitStack() as stack:
+        for _ in range(35):
+            stack.enter_context(stranger(path)).send(b"heavy")
+        wait_until(lambda: front.refused == 2)
+        go_on.set()

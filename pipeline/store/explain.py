@@ -1,0 +1,104 @@
+"""Why a connection has the owner it has, or none: in words, from what is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from pipeline.merge.owners import Holder, ordered, reason
+from pipeline.store.filters import Condition
+from pipeline.store.reader import Reader
+from pipeline.store.schema import CONNECTIONS, HOLDERS, WALL_OFFSET
+from pipeline.store.select import limited
+
+_HOLDER_FIELDS = ("pid", "start_ticks", "fd", "comm", "netns", "container")
+# Those that have no inode any more, and why.
+_NO_INODE = {
+    "TIME_WAIT": "the socket is closed and only its addresses are still reserved",
+    "SYN_RECV": "the connection is not accepted yet; who listens on its port gets it",
+    "FIN_WAIT2": "its process has closed it and the kernel finishes it",
+}
+_FACTS = f"""
+SELECT c.id, c.state, c.inode, n.walked_at_s, n.denied FROM {CONNECTIONS.source} WHERE {{where}} ORDER BY c.id"""
+_HELD = f"""
+SELECT {", ".join(HOLDERS.columns.values())}, h.seen_s + {WALL_OFFSET}
+FROM {HOLDERS.source} WHERE {{where}}"""
+_WALKS = """
+SELECT coalesce(sum(walked_at_s IS NULL), 0), coalesce(sum(denied), 0) FROM namespace"""
+_LOST = "SELECT coalesce(sum(count), 0) FROM loss WHERE name = 'processes_denied'"
+
+
+class Explained(NamedTuple):
+    """`holders`: who holds the socket, the owner first, each with `seen_at` and `rule`, why it stands where it does."""
+
+    explanation: str
+    holders: list[dict[str, Any]]
+
+
+def explain(reader: Reader, condition: Condition, limit: int | None) -> list[Explained]:
+    """For the connections that `select_connections` gives for the same condition and limit, in its order; within
+    `reader.moment()`."""
+    facts = reader.rows(*limited(_FACTS.format(where=condition.sql), condition, limit))
+    holders = _holders(reader, [row_id for row_id, *_ in facts])
+    ((unwalked, denied),) = reader.rows(_WALKS)
+    ((outside,),) = reader.rows(_LOST)
+    explained = []
+    for row_id, state, inode, walked_at_s, denied_here in facts:
+        held = holders.get(row_id, [])
+        if held:
+            explained.append(_owned(held, state == "LISTEN"))
+        else:
+            why = _unowned(state, inode, walked_at_s is None, denied_here, unwalked, denied + outside)
+            explained.append(Explained(why, []))
+    return explained
+
+
+def _holders(reader: Reader, row_ids: Iterable[int]) -> dict[int, list[tuple[Any, ...]]]:
+    found: dict[int, list[tuple[Any, ...]]] = {}
+    for row_id in row_ids:
+        for row in reader.rows(_HELD.format(where="c.id = ?"), (row_id,)):
+            found.setdefault(row_id, []).append(row)
+    return found
+
+
+def _owned(rows: list[tuple[Any, ...]], listening: bool) -> Explained:
+    by_holder = {Holder(*row[2:7]): row for row in rows}
+    inorder = ordered(by_holder, listening)
+    holders = []
+    for place, holder in enumerate(inorder):
+        _, _, pid, start_ticks, fd, _, _, comm, netns, container, seen_at = by_holder[holder]
+        named = dict(zip(_HOLDER_FIELDS, (pid, start_ticks, fd, comm, netns, container), strict=True))
+        rule = reason(inorder[place - 1] if place else None, holder, listening)
+        holders.append({**named, "seen_at": seen_at, "rule": rule})
+    first = holders[0]
+    owner = (
+        f"{first['comm'] or 'a process'} (pid {first['pid']}) holds the socket as descriptor {first['fd']}"
+    )
+    processes = len({(one["pid"], one["start_ticks"]) for one in holders})
+    if processes == 1:
+        return Explained(f"{owner}. No other process does.", holders)
+    other = next(one for one in inorder if one[:2] != inorder[0][:2])
+    chosen = reason(inorder[0], other, listening)
+    return Explained(
+        f"{owner}. So do {processes - 1} other processes, which come after it: {chosen}.", holders
+    )
+
+
+def _unowned(
+    state: str, inode: int, unwalked_here: bool, denied_here: int, unwalked: int, denied: int
+) -> str:
+    if not inode:
+        why = _NO_INODE.get(state, "its process has closed it and the kernel finishes it")
+        return f"No process holds this socket any more: in {state} it has no inode, {why}."
+    if unwalked_here:
+        return "The processes of its namespace have not all been looked at yet."
+    if denied_here:
+        return f"The descriptors of {denied_here} processes of its namespace may not be read; one of them may hold it."
+    if denied:
+        return f"No process that may be read holds it, and {denied} processes elsewhere may not be read."
+    if unwalked:
+        return f"No process of its namespace holds it; the processes of {unwalked} others were not all looked at yet."
+    return (
+        "Every process was looked at and none holds it: the kernel itself owns it (as NFS, tunnels and the like do),"
+        " or it is on its way from one process to another."
+    )
