@@ -1,4 +1,5 @@
-"""Which network namespaces there are, and which tasks live in each: from /proc and from bind mounts.
+"""Which network namespaces there are, and which tasks live in each: from /proc, from bind mounts, and from what
+processes were seen to hold.
 
 Only the supervisor does this: if every worker listed /proc, the cost would be quadratic.
 """
@@ -9,12 +10,14 @@ import errno
 import fnmatch
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
-from pipeline.errors import Denied, Malformed, Vanished
-from pipeline.kernel.enter import netns_inode_at
+from pipeline.errors import Denied, Malformed, SockscopeError, Unsupported, Vanished
+from pipeline.kernel.enter import netns_inode_at, open_netns
+from pipeline.kernel.libc import share_files
 from pipeline.model.netns import Netns, NetnsInode
 from pipeline.model.process import Task
 from pipeline.procfs.ns import read_netns_inode
@@ -42,7 +45,7 @@ class Membership(NamedTuple):
 
 class Changes(NamedTuple):
     """Differences between two scans. `members` has an entry for each namespace whose tasks changed, new ones
-    included; `remounted` are those whose names did."""
+    included; `remounted` are those whose names or other ways in did."""
 
     appeared: list[NetnsInode]
     gone: list[NetnsInode]
@@ -52,10 +55,12 @@ class Changes(NamedTuple):
 
 @dataclass(slots=True)
 class _Seen:
-    """What is known of one process. `threads`: those in another namespace than their leader."""
+    """What is known of one process. `tid`: its leader's, or that of the thread which stands for it where the leader has
+    ended. `threads`: those in another namespace, or with another table of descriptors, than that one."""
 
     netns: NetnsInode
     first_seen_s: float
+    tid: int
     thread_count: int = 1
     threads_changed_s: float = 0.0
     threads: dict[int, NetnsInode] = field(default_factory=dict)
@@ -83,10 +88,24 @@ class Discovery:
         # Path -> the file that stands there (device, inode), and the namespace it is, if it is one.
         self._mounted: dict[str, tuple[tuple[int, int], int | None]] = {}
         self._turn = 0
+        # Namespace -> what its processes hold of others: inode -> paths of descriptors. As reported.
+        self._held: dict[NetnsInode, dict[NetnsInode, tuple[str, ...]]] = {}
+        # Whether pids are ours, as system calls take them; None: not asked yet.
+        self._can_compare: bool | None = None
 
     @property
     def denied(self) -> int:
         return len(self._denied)
+
+    def note_held(
+        self, reporter: NetnsInode, held: Iterable[tuple[int, Sequence[str]]], more: bool = False
+    ) -> None:
+        """What the processes of `reporter` hold of other namespaces: (inode, paths of descriptors). Replaces what was
+        noted of them before, unless it is `more` of the same."""
+        known = self._held.setdefault(reporter, {})
+        if not more:
+            known.clear()
+        known.update((NetnsInode(inode), tuple(paths)) for inode, paths in held)
 
     def scan(self, now_s: float) -> dict[NetnsInode, Netns]:
         """All namespaces now, by inode. Never raises for what vanishes or is denied meanwhile."""
@@ -100,15 +119,28 @@ class Discovery:
                 self._read_process(pid, now_s)
         tasks: dict[NetnsInode, set[Task]] = {}
         for pid, seen in self._seen.items():
-            tasks.setdefault(seen.netns, set()).add(Task(pid, pid))
+            tasks.setdefault(seen.netns, set()).add(Task(pid, seen.tid))
             for tid, netns in seen.threads.items():
                 tasks.setdefault(netns, set()).add(Task(pid, tid))
         mounts = self._list_mounts()
-        found = (
+        found = [
             _netns(inode, mounts.get(inode, []), tasks.get(inode, set()))
             for inode in tasks.keys() | mounts.keys()
-        )
+        ]
+        held = self._list_held(tasks.keys() | mounts.keys()) if self._held else {}
+        found += [Netns(inode, (), (), frozenset(), paths) for inode, paths in held.items()]
         return {netns.inode: netns for netns in found if self._is_wanted(netns)}
+
+    def _list_held(self, living: Set[NetnsInode]) -> dict[NetnsInode, tuple[str, ...]]:
+        """Descriptors of the namespaces that nothing else keeps alive, by inode: those reported that are still so."""
+        found: dict[NetnsInode, tuple[str, ...]] = {}
+        for held in self._held.values():
+            for inode, paths in held.items():
+                if inode not in living and (paths := tuple(filter(partial(_leads_to, inode), paths))):
+                    found[inode] = (*found.get(inode, ()), *paths)
+        # One of them may be who reported the next.
+        self._held = {netns: held for netns, held in self._held.items() if netns in living or netns in found}
+        return found
 
     def _is_due(self, pid: int, now_s: float) -> bool:
         seen = self._seen.get(pid)
@@ -118,12 +150,13 @@ class Discovery:
 
     def _read_process(self, pid: int, now_s: float) -> None:
         try:
-            netns = read_netns_inode(self._root, Task(pid, pid))
+            tid, netns = self._stand_in(pid)
             seen = self._seen.get(pid)
             if seen is None:
-                seen = self._seen[pid] = _Seen(netns, now_s, threads_changed_s=now_s)
+                seen = self._seen[pid] = _Seen(netns, now_s, tid, threads_changed_s=now_s)
             elif seen.netns != netns:
                 seen.netns, seen.first_seen_s = netns, now_s
+            seen.tid = tid
             self._read_threads(pid, seen, now_s)
             self._denied.discard(pid)
         except Vanished:
@@ -133,16 +166,34 @@ class Discovery:
             self._seen.pop(pid, None)
             self._denied.add(pid)
 
+    def _stand_in(self, pid: int) -> tuple[int, NetnsInode]:
+        """(tid, namespace) of the task that stands for a process: its leader, or, where that has ended, its first
+        thread that lives: the leader is a zombie then, without namespaces or descriptors. Raises: Vanished, Denied,
+        Malformed.
+        """
+        try:
+            return pid, read_netns_inode(self._root, Task(pid, pid))
+        except Vanished:
+            if count_threads(self._root, pid) == 1:
+                raise
+        for tid in list_tids(self._root, pid):
+            try:
+                return tid, read_netns_inode(self._root, Task(pid, tid))
+            except Vanished:
+                continue
+        raise Vanished(f"process {pid} has no thread that lives")
+
     def _read_threads(self, pid: int, seen: _Seen, now_s: float) -> None:
-        """Threads whose namespace differs from their leader's. The number of threads comes first, in one call: most
-        processes have one."""
+        """Threads that are tasks of their own. The number of threads comes first, in one call: most processes have
+        one."""
         count = count_threads(self._root, pid)
         if count != seen.thread_count:
             seen.thread_count, seen.threads_changed_s = count, now_s
         if count == 1 and not seen.threads:
             return
-        settled = now_s - seen.threads_changed_s >= _YOUNG_S and count > _MANY_THREADS
-        if settled and (pid + self._turn) % _THREAD_TURNS != 0:
+        young = now_s - seen.threads_changed_s < _YOUNG_S
+        in_turn = (pid + self._turn) % _THREAD_TURNS == 0
+        if count > _MANY_THREADS and not young and not in_turn:
             return
         threads: dict[int, NetnsInode] = {}
         for tid in list_tids(self._root, pid):
@@ -150,9 +201,25 @@ class Discovery:
                 netns = read_netns_inode(self._root, Task(pid, tid))
             except Vanished:
                 continue  # ended between listing and reading; the next scan sees another count
-            if netns != seen.netns:
+            if netns != seen.netns or self._has_own_files(tid, seen, young or in_turn):
                 threads[tid] = netns
         seen.threads = threads
+
+    def _has_own_files(self, tid: int, seen: _Seen, ask: bool) -> bool:
+        """Whether a thread has descriptors of its own; without `ask`, as far as is known."""
+        if tid == seen.tid or not ask:
+            return tid in seen.threads
+        if self._can_compare is None:
+            self._can_compare = self._root.is_ours()
+        if not self._can_compare:
+            return False
+        try:
+            return not share_files(tid, seen.tid)
+        except Unsupported:
+            self._can_compare = False
+        except (Vanished, Denied):
+            pass  # ended meanwhile; or a process that the walk will count as denied
+        return False
 
     def _list_mounts(self) -> dict[NetnsInode, list[tuple[str, str]]]:
         """(name, path) of each namespace bound in one of the mount folders, by inode."""
@@ -204,9 +271,7 @@ def diff(before: Mapping[NetnsInode, Netns], after: Mapping[NetnsInode, Netns]) 
         sorted(after.keys() - before.keys()),
         sorted(before.keys() - after.keys()),
         members,
-        sorted(
-            inode for inode in after.keys() & before.keys() if before[inode].mounts != after[inode].mounts
-        ),
+        sorted(inode for inode in after.keys() & before.keys() if before[inode].paths != after[inode].paths),
     )
 
 
@@ -215,6 +280,15 @@ def _netns(inode: NetnsInode, mounts: list[tuple[str, str]], tasks: set[Task]) -
     return Netns(
         inode, tuple(name for name, _ in mounts), tuple(path for _, path in mounts), frozenset(tasks)
     )
+
+
+def _leads_to(inode: NetnsInode, path: str) -> bool:
+    """Whether the descriptor at `path` holds that namespace now."""
+    try:
+        os.close(open_netns(path, inode))
+    except SockscopeError:
+        return False
+    return True
 
 
 def _list_folder(folder: str) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,3 +221,118 @@ def test_scans_that_find_the_same_differ_in_nothing() -> None:
         HOST: Membership([Task(1, 1), Task(2, 2), Task(71, 71)], []),
         OTHER: Membership([Task(1, 9), Task(72, 72)], []),
     }
+
+
+def end_leader(root: FakeRoot, pid: int) -> None:
+    """What a zombie leader has left."""
+    for folder in (Path(root.path) / str(pid), Path(root.path) / str(pid) / "task" / str(pid)):
+        (folder / "ns/net").unlink()
+
+
+def test_a_process_whose_leader_has_ended_is_where_its_first_living_thread_is(tree: FakeRoot) -> None:
+    write_task(tree, 10, HOST, {11: HOST, 13: HOST, 15: OTHER})
+    discovery = Discovery(tree, ())
+    assert discovery.scan(0.0)[HOST].tasks == {Task(10, 10)}
+    end_leader(tree, 10)
+    found = discovery.scan(1.0)
+    (stand_in,) = found[HOST].tasks
+    assert stand_in in (Task(10, 11), Task(10, 13))
+    assert found[OTHER].tasks == {Task(10, 15)}
+    (Path(tree.path) / f"10/task/{stand_in.tid}/ns/net").unlink()
+    assert discovery.scan(2.0)[HOST].tasks == {Task(10, 11), Task(10, 13)} - {stand_in}
+
+
+def test_a_zombie_without_threads_is_nobody_s_member(tree: FakeRoot) -> None:
+    write_task(tree, 10, HOST)
+    end_leader(tree, 10)
+    discovery = Discovery(tree, ())
+    assert discovery.scan(0.0) == {}
+    assert discovery.denied == 0
+
+
+OWN_FILES = """
+import ctypes, sys, threading
+def work():
+    if len(sys.argv) > 1:
+        assert ctypes.CDLL(None).unshare(0x400) == 0
+    print(threading.get_native_id(), flush=True)
+    sys.stdin.read()
+threading.Thread(target=work).start()
+"""
+
+
+@needs_root
+@pytest.mark.parametrize("own", [True, False])
+def test_a_thread_is_a_task_beside_its_leader_only_with_descriptors_of_its_own(own: bool) -> None:
+    with LiveNetns() as live:
+        inside = ["nsenter", f"--net={live.path}", sys.executable, "-S", "-c", OWN_FILES, *["own"] * own]
+        process = subprocess.Popen(inside, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            tid = int(process.stdout.readline())
+            discovery = Discovery(ProcRoot(), ())
+            expected = {Task(live.pid, live.pid), Task(process.pid, process.pid)}
+            if own:
+                expected.add(Task(process.pid, tid))
+            for scan in range(3):
+                # Every scan, whether it compares or remembers.
+                assert discovery.scan(scan * 10.0)[NetnsInode(live.inode)].tasks == expected
+        finally:
+            process.communicate(timeout=10)
+
+
+@needs_root
+def test_a_namespace_that_only_a_descriptor_holds_is_found_when_that_is_reported_and_gone_with_it(
+    tree: FakeRoot,
+) -> None:
+    write_task(tree, 10, HOST)
+    discovery = Discovery(tree, ())
+    with LiveNetns() as live:
+        inode, held = NetnsInode(live.inode), os.open(live.path, os.O_RDONLY)
+    path = f"/proc/{os.getpid()}/fd/{held}"
+    before = discovery.scan(0.0)
+    discovery.note_held(HOST, [(inode, [path, f"/proc/{os.getpid()}/fd/4099"])])
+    found = discovery.scan(1.0)
+    assert found[inode] == Netns(inode, (), (), frozenset(), (path,))
+    assert found[inode].paths == (path,)
+    assert diff(before, found) == Changes([inode], [], {}, [])
+    os.close(held)
+    assert diff(found, discovery.scan(2.0)) == Changes([], [inode], {}, [])
+
+
+@needs_root
+def test_what_holds_a_namespace_matters_only_while_nothing_else_does(
+    tree: FakeRoot, named: tuple[Path, LiveNetns]
+) -> None:
+    mounts, live = named
+    inode = NetnsInode(live.inode)
+    write_task(tree, 10, HOST)
+    discovery = Discovery(tree, (str(mounts),))
+    with open(live.path) as held:
+        discovery.note_held(HOST, [(inode, [f"/proc/{os.getpid()}/fd/{held.fileno()}"])])
+        with_name = discovery.scan(0.0)
+        assert with_name[inode].held == ()
+        for name in ("azure", "blue"):
+            subprocess.run(["umount", str(mounts / name)], check=True)
+        without = discovery.scan(1.0)
+        assert without[inode].paths == (f"/proc/{os.getpid()}/fd/{held.fileno()}",)
+        assert diff(with_name, without).remounted == [inode]
+        write_task(tree, 12, inode)
+        assert discovery.scan(2.0)[inode].held == ()
+
+
+@needs_root
+def test_what_a_namespace_reported_is_forgotten_with_it(tree: FakeRoot) -> None:
+    write_task(tree, 10, HOST)
+    write_task(tree, 12, OTHER)
+    discovery = Discovery(tree, ())
+    with LiveNetns() as live:
+        held = os.open(live.path, os.O_RDONLY)
+        inode = NetnsInode(live.inode)
+    discovery.note_held(OTHER, [(inode, [f"/proc/{os.getpid()}/fd/{held}"])])
+    assert inode in discovery.scan(0.0)
+    write_task(tree, 12, HOST)
+    discovery.scan(10.0)
+    discovery.scan(11.0)
+    assert inode not in discovery.scan(12.0)
+    os.close(held)

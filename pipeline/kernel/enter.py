@@ -6,15 +6,23 @@ callers close at once; see "Rules of the process tree" in ARCHITECTURE.md.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import re
+import stat
 
-from pipeline.errors import Denied, SockscopeError, Vanished
-from pipeline.kernel.libc import CLONE_NEWNET, setns
+from pipeline.errors import Denied, SockscopeError, Unsupported, Vanished
+from pipeline.kernel.libc import CLONE_NEWNET, pidfd_getfd, setns
 
 EXIT_STRANDED = 70
 
 _NS_GET_NSTYPE = 0xB703  # include/uapi/linux/nsfs.h
+_SIOCGSKNS = 0x894C  # include/uapi/linux/sockios.h
+_PIDFD_THREAD = os.O_EXCL  # include/uapi/linux/pidfd.h
+
+# PID/fd/N or PID/task/TID/fd/N below a proc root.
+_DESCRIPTOR = re.compile(r"/(\d+)(?:/task/(\d+))?/fd/(\d+)")
 
 # The calling thread's own namespace. Always the real procfs, never a configured proc root, which may belong to
 # another pid namespace, where we do not exist: the one path of procfs that stands outside pipeline/procfs.
@@ -26,17 +34,78 @@ _home: tuple[int, int] = (0, -1)
 
 
 def open_netns(path: str, expected_inode: int) -> int:
-    """An fd of the namespace at `path` (/proc/PID/ns/net or a bind mount); the caller closes it soon.
+    """An fd of the namespace at `path`; the caller closes it soon. `path`: PID/ns/net, a bind mount, or PID/fd/N, a
+    descriptor that holds the namespace: one of itself, or a socket that was opened in it.
 
     Raises: Vanished, also where `path` is another namespace than `expected_inode` by now (a recycled pid, a
-    mount point used again); Denied (CAP_SYS_PTRACE for another user's /proc/PID/ns).
+    mount point used again); Denied (CAP_SYS_PTRACE for another user's /proc/PID/ns; CAP_NET_ADMIN over the
+    namespace for a socket's).
     """
     try:
+        held = _DESCRIPTOR.search(path) if "/fd/" in path else None
+        if held is not None:
+            found = os.stat(path)
+            if stat.S_ISSOCK(found.st_mode):
+                return _expect(open_netns_of_socket(*_numbers(held)), path, expected_inode)
+            if found.st_ino != expected_inode:
+                # Whatever it is by now: opening a FIFO would wait, and a device would be started.
+                raise Vanished(f"{path} is another file now")
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except SockscopeError:
+        raise  # sorted already, and a child of the builtins below
     except (FileNotFoundError, ProcessLookupError, NotADirectoryError):
         raise Vanished(f"{path} is gone") from None
     except PermissionError:
         raise Denied(f"{path} may not be opened", "CAP_SYS_PTRACE") from None
+    return _expect(fd, path, expected_inode)
+
+
+def open_netns_of_socket(pid: int, tid: int, fd: int) -> int:
+    """An fd of the namespace in which a task's socket `fd` was opened, wherever the task lives; the caller closes it
+    soon. The numbers are those of our own pid namespace.
+
+    Raises: Vanished, also where `fd` is no socket; Denied (CAP_SYS_PTRACE; CAP_NET_ADMIN over the namespace);
+    Unsupported (before Linux 5.6; threads with descriptors of their own, before 6.9).
+    """
+    try:
+        pidfd = os.pidfd_open(tid, 0 if tid == pid else _PIDFD_THREAD)
+    except (ProcessLookupError, FileNotFoundError):
+        raise Vanished(f"task {tid} is gone") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise Unsupported("pidfd_open: no PIDFD_THREAD") from None
+    try:
+        copy = pidfd_getfd(pidfd, fd)
+    finally:
+        os.close(pidfd)
+    try:
+        return fcntl.ioctl(copy, _SIOCGSKNS)
+    except PermissionError:
+        raise Denied("the namespace of a socket may not be asked", "CAP_NET_ADMIN") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EINVAL, errno.EBADF):
+            raise
+        raise Vanished(f"descriptor {fd} of task {tid} is no socket") from None
+    finally:
+        os.close(copy)
+
+
+def netns_of_socket(pid: int, tid: int, fd: int) -> int:
+    """The inode of the namespace in which a task's socket `fd` was opened. Raises: as open_netns_of_socket."""
+    netns_fd = open_netns_of_socket(pid, tid, fd)
+    try:
+        return os.fstat(netns_fd).st_ino
+    finally:
+        os.close(netns_fd)
+
+
+def _numbers(descriptor: re.Match[str]) -> tuple[int, int, int]:
+    pid, tid, fd = descriptor.groups()
+    return int(pid), int(tid or pid), int(fd)
+
+
+def _expect(fd: int, path: str, expected_inode: int) -> int:
     inode = os.fstat(fd).st_ino
     if inode != expected_inode:
         os.close(fd)
@@ -62,7 +131,7 @@ def netns_inode_at(path: str) -> int | None:
         os.close(fd)
 
 
-class inside:  # noqa: N801
+class inside:  # in lower case: it reads as a statement
     """Context: the calling thread is in the namespace of `netns_fd` for the length of the block, then back home.
 
     Raises: Denied (CAP_SYS_ADMIN), Unsupported (not a network namespace). Where the way back is barred the

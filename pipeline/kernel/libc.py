@@ -18,6 +18,13 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
 
+# System call numbers: one for all architectures since 5.0; kcmp is older and has its own in each.
+_NR_PIDFD_GETFD = 438
+_NR_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390x": 343}.get(
+    os.uname().machine
+)
+_KCMP_FILES = 2  # include/uapi/linux/kcmp.h
+
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
 
@@ -55,6 +62,33 @@ def prctl_set_pdeathsig(signal_number: int) -> None:
     """
     if _libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
         _raise_sorted("prctl(PR_SET_PDEATHSIG)", "")
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """A copy, in this process, of descriptor `fd` of the process behind `pidfd`; the caller closes it soon.
+
+    Raises: Vanished (the process or its descriptor), Denied (CAP_SYS_PTRACE), Unsupported (before Linux 5.6).
+    Source: kernel/pid.c.
+    """
+    copy = _libc.syscall(_NR_PIDFD_GETFD, ctypes.c_int(pidfd), ctypes.c_int(fd), ctypes.c_uint(0))
+    if copy < 0:
+        if ctypes.get_errno() == errno.EBADF:
+            raise Vanished(f"pidfd_getfd: descriptor {fd} is closed")
+        _raise_sorted("pidfd_getfd", "CAP_SYS_PTRACE")
+    return int(copy)
+
+
+def share_files(tid: int, other_tid: int) -> bool:
+    """Whether two tasks have one table of descriptors. Both are numbers of our own pid namespace.
+
+    Raises: Vanished, Denied (CAP_SYS_PTRACE), Unsupported (no CONFIG_KCMP). Source: kcmp(2), kernel/kcmp.c.
+    """
+    if _NR_KCMP is None:
+        raise Unsupported(f"kcmp: its number on {os.uname().machine} is not known here")
+    order = _libc.syscall(_NR_KCMP, tid, other_tid, _KCMP_FILES, 0, 0)
+    if order < 0:
+        _raise_sorted("kcmp", "CAP_SYS_PTRACE")
+    return bool(order == 0)
 
 
 def malloc_one_arena() -> None:

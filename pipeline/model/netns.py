@@ -12,12 +12,21 @@ NetnsInode = NewType("NetnsInode", int)
 
 @dataclass(frozen=True, slots=True)
 class Netns:
-    """One namespace at one moment. `names` and `mounts` run in parallel, sorted by name."""
+    """One namespace at one moment. `names` and `mounts` run in parallel, sorted by name.
+
+    `held`: where there is neither a mount nor a task, paths of the descriptors that keep it alive.
+    """
 
     inode: NetnsInode
     names: tuple[str, ...]
     mounts: tuple[str, ...]
     tasks: frozenset[Task]
+    held: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The ways in that need no task, for open_netns."""
+        return self.mounts or self.held
 
 
 class RosterRow(NamedTuple):

@@ -9,7 +9,8 @@ Tid = NewType("Tid", int)
 
 
 class Task(NamedTuple):
-    """A process (tid == pid), or one thread whose namespace differs from its leader's."""
+    """A process (tid == pid), or one thread with a namespace or descriptors of its own, or one that stands for a
+    process whose leader has ended."""
 
     pid: int
     tid: int
@@ -24,7 +25,8 @@ class ProcessKey(NamedTuple):
 
 class Process(NamedTuple):
     """One process. `netns` is its own (its leader's) namespace inode; `comm` is printable by construction:
-    undecodable bytes were replaced by \\xNN (backslashreplace). `uid` owns /proc/PID: the effective uid."""
+    undecodable bytes were replaced by \\xNN (backslashreplace). `uid` owns /proc/PID: the effective uid.
+    `container`: the name of its container or service (model.container.Container.name), or None."""
 
     pid: int
     start_ticks: int

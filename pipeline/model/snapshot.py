@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import Malformed
 from pipeline.model.connection import Connection, SocketKey
+from pipeline.model.container import Container
 from pipeline.model.process import Holding, Process, ProcessKey
 
 SNAPSHOT_VERSION = 1
@@ -40,7 +41,8 @@ class Snapshot:
     `base`: the lists are the whole state. Otherwise they are the changes since `generation - 1`: rows added or
     changed, and the keys of those gone. Orders by (life, generation). Times are CLOCK_MONOTONIC seconds:
     `taken_at_s` of the table, `walked_at_s` of the end of the last complete fd pass, None before the first.
-    `denied`: processes that could not be read in the last pass. `source`: sock_diag or proc.
+    `denied`: processes that could not be read in the last pass. `source`: sock_diag or proc. `containers`: what the
+    containers that `processes` name are; a fact about each name, never taken back.
     """
 
     role: str
@@ -60,6 +62,7 @@ class Snapshot:
     gone_processes: Sequence[ProcessKey] = ()
     holdings: Sequence[Holding] = ()
     gone_holdings: Sequence[Holding] = ()
+    containers: Sequence[Container] = ()
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values for the codec."""
@@ -77,6 +80,7 @@ _ROW_TYPES: dict[str, type] = {
     "gone_processes": ProcessKey,
     "holdings": Holding,
     "gone_holdings": Holding,
+    "containers": Container,
 }
 _SCALAR_TYPES: dict[str, tuple[type, ...]] = {
     "role": (str,), "netns": (int,), "cookie": (int, type(None)), "life": (int,), "generation": (int,),
@@ -97,7 +101,8 @@ def from_wire(wire: dict[str, Any]) -> Snapshot:
             values[name] = wire[name]
         for name, row_type in _ROW_TYPES.items():
             width = len(row_type._fields)  # type: ignore[attr-defined]
-            rows = [tuple(row) for row in wire[name]]
+            # Absent in what was written before there were any.
+            rows = [tuple(row) for row in (wire.get(name, ()) if name == "containers" else wire[name])]
             if any(len(row) != width for row in rows):
                 raise Malformed(f"snapshot field {name} has a row that is not {width} wide")
             values[name] = rows

@@ -1,11 +1,14 @@
-"""PID/fd: a process's open descriptors and the sockets among them."""
+"""PID/fd: a process's open descriptors, and the sockets and network namespaces among them."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from types import TracebackType
 
+from pipeline.errors import Vanished
+from pipeline.model.netns import NetnsInode
 from pipeline.model.process import Task
 from pipeline.procfs.root import ProcRoot, raise_sorted, task_dir
 
@@ -24,15 +27,17 @@ class FdDir:
     """One task's fd folder, open from construction to the end of the `with` block.
 
     Descriptors are those of the task's own table: a thread may have unshared it from its leader.
-    The open folder pins no namespace. Raises: Vanished, Denied (CAP_DAC_READ_SEARCH) at construction.
+    The open folder pins no namespace. `netns_fds`: of the descriptors read so far, those of a network namespace,
+    and its inode. Raises: Vanished, Denied (CAP_DAC_READ_SEARCH) at construction.
     """
 
-    __slots__ = ("_dir_fd", "_path")
+    __slots__ = ("_dir_fd", "_path", "netns_fds")
 
     def __init__(self, root: ProcRoot, task: Task) -> None:
         rel = task_dir(task) + "/fd"
         self._path = root.full_path(rel)
         self._dir_fd = root.open_dir(rel)
+        self.netns_fds: dict[int, NetnsInode] = {}
 
     def __enter__(self) -> FdDir:
         return self
@@ -76,5 +81,31 @@ class FdDir:
             except (ProcessLookupError, PermissionError) as error:
                 raise_sorted(error, f"{self._path}/{name}", "CAP_SYS_PTRACE")
             # "socket:[5107]" is what the kernel makes; a file may be *named* that, but its link starts with "/".
-            pairs.append((int(name), int(link[8:-1]) if link.startswith("socket:[") else 0))
+            if link.startswith("socket:["):
+                pairs.append((int(name), int(link[8:-1])))
+                continue
+            pairs.append((int(name), 0))
+            if link.startswith("net:["):
+                self.netns_fds[int(name)] = NetnsInode(int(link[5:-1]))
         return pairs
+
+
+def fd_path(root: ProcRoot, task: Task, fd: int) -> str:
+    """The path of one descriptor, for calls that take any path."""
+    return root.full_path(f"{task_dir(task)}/fd/{fd}")
+
+
+def socket_protocol(root: ProcRoot, task: Task, fd: int) -> str:
+    """The kernel's name for a socket's protocol: TCP, TCPv6, UDP, UDPv6, UNIX, NETLINK and so on; 8 us.
+
+    Raises: Vanished, also where `fd` is no socket; Denied (CAP_SYS_PTRACE). Source: sockfs_xattr_get(), net/socket.c.
+    """
+    path = fd_path(root, task, fd)
+    try:
+        return os.getxattr(path, "system.sockprotoname").rstrip(b"\0").decode("ascii", "replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError) as error:
+        raise_sorted(error, path, "CAP_SYS_PTRACE")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        raise Vanished(f"{path} is no socket") from None

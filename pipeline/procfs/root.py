@@ -66,6 +66,14 @@ class ProcRoot:
         except (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError) as error:
             raise_sorted(error, self._prefix + rel, "CAP_SYS_PTRACE")
 
+    def is_ours(self) -> bool:
+        """Whether its pids are those that system calls of this process take: no other pid namespace's procfs, and no
+        recorded tree. Source: proc_self_get_link(), fs/proc/self.c."""
+        try:
+            return self.readlink("self") == str(os.getpid())
+        except (Vanished, Denied):
+            return False
+
     def size(self, rel: str) -> int:
         """st_size of `rel`."""
         return self._stat(rel).st_size

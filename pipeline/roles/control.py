@@ -16,6 +16,8 @@ _BUFFER_BYTES = 1 << 20
 _MESSAGE_BYTES = 1 << 17
 # Tasks in one message: some 60 kB, well below what one packet may carry.
 _TASKS_PER_MESSAGE = 4000
+# Namespaces in one message, with some paths each.
+_HELD_PER_MESSAGE = 200
 
 
 class Control:
@@ -87,7 +89,7 @@ class Control:
 
 
 def assignment(
-    netns: int, life: int, segment: str, mounts: Sequence[str], tasks: list[Task], order: int, delay_s: float
+    netns: int, life: int, segment: str, paths: Sequence[str], tasks: list[Task], order: int, delay_s: float
 ) -> list[dict[str, Any]]:
     """The orders that give a namespace to a worker: which life of its walk this is, where its segment and the ways
     in are, who is in it, and when its first paced pass begins.
@@ -99,13 +101,22 @@ def assignment(
         "netns": netns,
         "life": life,
         "segment": segment,
-        "mounts": mounts,
+        "paths": paths,
         "tasks": tasks[:_TASKS_PER_MESSAGE],
         "delay_s": delay_s,
     }
     rest = tasks[_TASKS_PER_MESSAGE:]
     more = member_messages(netns, rest, []) if rest else []
     return [first, *more, {"op": "look", "netns": [netns], "order": order}]
+
+
+def held_messages(netns: int, held: Sequence[tuple[int, list[str]]]) -> list[dict[str, Any]]:
+    """What a worker says of the namespaces that the processes of `netns` hold (inode, paths of descriptors), in
+    messages small enough for one packet. `more`: it goes on from the message before."""
+    return [
+        {"op": "held", "netns": netns, "held": held[begin : begin + _HELD_PER_MESSAGE], "more": begin > 0}
+        for begin in range(0, max(len(held), 1), _HELD_PER_MESSAGE)
+    ]
 
 
 def member_messages(netns: int, added: list[Task], removed: list[Task]) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,17 +112,25 @@ class Fleet:
             self._kill(worker, f"is inside a dump while namespace {inode} is gone")
 
     def update(self, netns: Netns, members: Membership | None, now_s: float) -> None:
-        """Tells the worker how a namespace's tasks (None: not at all) and mounts changed."""
+        """Tells the worker how a namespace's tasks (None: not at all) and ways in changed."""
         self.changes += 1
         worker = self._serving[netns.inode]
         before, worker.namespaces[netns.inode] = worker.namespaces[netns.inode], netns
         if worker.child.control is None:
             return
-        if before.mounts != netns.mounts:
-            worker.child.control.send({"op": "mounts", "netns": netns.inode, "mounts": netns.mounts}, now_s)
+        if before.paths != netns.paths:
+            worker.child.control.send({"op": "paths", "netns": netns.inode, "paths": netns.paths}, now_s)
         if members is not None:
             for message in member_messages(netns.inode, members.added, members.removed):
                 worker.child.control.send(message, now_s)
+
+    def hear(self, fds: Set[int]) -> Iterator[dict[str, Any]]:
+        """What those workers say whose lines are among `fds`: held messages."""
+        for worker in self._workers.values() if fds else ():
+            control = worker.child.control
+            if control is None or control.fileno() not in fds:
+                continue
+            yield from control.receive() or ()
 
     def order_looks(self, inodes: list[int], now_s: float) -> None:
         """Has these namespaces looked at now."""
@@ -228,7 +236,7 @@ class Fleet:
         # Starts are spread over the length of a pass, or all workers would wake together: multiples of the golden
         # ratio's fraction never bunch.
         delay_s = life * _GOLDEN % 1.0 * self._config.walk.target_s
-        return assignment(netns.inode, life, segment, netns.mounts, sorted(netns.tasks), order, delay_s)
+        return assignment(netns.inode, life, segment, netns.paths, sorted(netns.tasks), order, delay_s)
 
     def _segment_path(self, inode: int) -> str:
         path = self._segment_paths.get(inode)

@@ -11,7 +11,7 @@ from pipeline.config import Config
 from pipeline.discover import Discovery
 from pipeline.errors import Denied, Unsupported, Vanished
 from pipeline.kernel.support import host_name
-from pipeline.model.netns import Netns, RosterRow
+from pipeline.model.netns import Netns, NetnsInode, RosterRow
 from pipeline.procfs.root import ProcRoot
 from pipeline.store import Store
 from pipeline.walk.namespace import NamespaceWalk
@@ -31,10 +31,16 @@ def take(config: Config, only_netns: tuple[str, ...] = ()) -> Store:
     discovery = Discovery(
         root, config.discovery.mount_dirs, only_netns or config.discovery.include, config.discovery.exclude
     )
-    found = discovery.scan(clock.monotonic_s())
     host = config.agent.host_name or host_name()
     store = Store(":memory:", secrets.token_hex(8), host, clock, config.workers.stale_after_s)
-    walks = [_look(netns, root, config.tables.source, clock) for netns in found.values()]
+    found: dict[NetnsInode, Netns] = {}
+    walks: list[NamespaceWalk] = []
+    # Who holds a namespace that nobody lives in is known only when the holder was read, and it may hold another.
+    while new := [one for one in discovery.scan(clock.monotonic_s()).values() if one.inode not in found]:
+        for netns in new:
+            found[netns.inode] = netns
+            walks.append(_look(netns, root, config.tables.source, clock))
+            discovery.note_held(netns.inode, walks[-1].held_elsewhere())
     roster = [
         RosterRow(netns.inode, list(netns.names), os.getpid(), 0, "walking", "", 0.0)
         for netns in found.values()
@@ -47,7 +53,7 @@ def take(config: Config, only_netns: tuple[str, ...] = ()) -> Store:
 def _look(netns: Netns, root: ProcRoot, source: str, clock: SystemClock) -> NamespaceWalk:
     reader = TableReader(root, netns.inode, source, clock)
     walk = NamespaceWalk(netns.inode, root, reader, Pacing(), clock)
-    walk.mounts = netns.mounts
+    walk.paths = netns.paths
     walk.set_members(netns.tasks, [])
     try:
         walk.look()

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.board import ANSWERED, BLOCKS, CPU_NS, DEBT_NS, DUMP_STARTED_NS, LOOKS, Slot
@@ -22,9 +22,10 @@ from pipeline.model.process import Task
 from pipeline.netlink.sock_diag import open_diag
 from pipeline.procfs.ns import netns_path
 from pipeline.procfs.root import ProcRoot
-from pipeline.roles.control import Control, assignment
+from pipeline.roles.control import Control, assignment, held_messages
 from pipeline.segment import SegmentFull, SegmentWriter
 from pipeline.walk.budget import CpuBudget
+from pipeline.walk.elsewhere import Elsewhere
 from pipeline.walk.namespace import NamespaceWalk
 from pipeline.walk.pacer import Pacing
 from pipeline.walk.reading import TableReader
@@ -47,6 +48,7 @@ class _Assigned:
     published_s: float = 0.0
     segment_retry_s: float = 0.0
     told_denied: bool = False
+    told_held: list[Elsewhere] = field(default_factory=list)
 
 
 class NetnsWorker:
@@ -130,6 +132,8 @@ class NetnsWorker:
             self._slot[LOOKS] += 1
             if walk.look_again:
                 self._pending_looks[netns] = None
+            elif walk.health.passes == 0 and walk.files:
+                self._tell_held(netns, entry)  # every task was visited by this first look
         self._publish(netns, entry)
 
     def _walk_due_block(self, now_s: float) -> None:
@@ -140,8 +144,21 @@ class NetnsWorker:
             return
         ended = entry.walk.walk_block()
         self._slot[BLOCKS] += 1
+        # Asked here, as what a function touches is memory of each idle worker.
+        if ended and (entry.walk.files or entry.told_held):
+            self._tell_held(netns, entry)
         if entry.walk.has_changes and (ended or now_s - entry.published_s >= self._config.tables.interval_s):
             self._publish(netns, entry)
+
+    def _tell_held(self, netns: int, entry: _Assigned) -> None:
+        """Tells the supervisor of other namespaces that may live only by what the processes of this one hold."""
+        held = entry.walk.held_elsewhere()
+        messages = held_messages(netns, held) if held != entry.told_held else []
+        entry.told_held = held
+        now_s = self._clock.monotonic_s()
+        for message in messages:
+            self._control.send(message, now_s)
+        self._control.flush(now_s)  # what a busy supervisor did not take the last time
 
     def _publish(self, netns: int, entry: _Assigned) -> None:
         """Commits the next generation to the segment, then sends it."""
@@ -198,7 +215,7 @@ class NetnsWorker:
         entry.life, entry.segment.path = message["life"], message["segment"]
         start_s = self._clock.monotonic_s() + message["delay_s"]
         entry.walk.begin(message["netns"], message["life"], start_s)
-        entry.walk.mounts = tuple(message["mounts"])
+        entry.walk.paths = tuple(message["paths"])
         entry.walk.set_members([Task(*task) for task in message["tasks"]], ())
         self._assigned[message["netns"]] = entry
 
@@ -208,8 +225,8 @@ class NetnsWorker:
             [Task(*task) for task in message["added"]], [Task(*task) for task in message["removed"]]
         )
 
-    def _obey_mounts(self, message: dict[str, Any]) -> None:
-        self._assigned[message["netns"]].walk.mounts = tuple(message["mounts"])
+    def _obey_paths(self, message: dict[str, Any]) -> None:
+        self._assigned[message["netns"]].walk.paths = tuple(message["paths"])
 
     def _obey_look(self, message: dict[str, Any]) -> None:
         self._pending_looks.update(dict.fromkeys(message["netns"]))

@@ -159,7 +159,9 @@ class Supervisor:
             self._tend_workers(now_s)
             self._tend_aggregator(now_s)
             self._write_roster(now_s)
-            self._wait(min(scan_s, gate_s, end_s) - self._clock.monotonic_s())
+            ready_fds = self._wait(min(scan_s, gate_s, end_s) - self._clock.monotonic_s())
+            for said in self._fleet.hear(ready_fds):
+                self._discovery.note_held(NetnsInode(said["netns"]), said["held"], more=said["more"])
 
     def _discover(self, now_s: float) -> None:
         found = self._discovery.scan(now_s)
@@ -188,10 +190,10 @@ class Supervisor:
 
     def _read_counters(self, netns: Netns) -> Counters | None:
         """The gate's counters; of a namespace without processes, from inside it. None: they cannot be read."""
-        if netns.tasks or not netns.mounts:
+        if netns.tasks or not netns.paths:
             return read_counters(self._root, netns.tasks)
         try:
-            netns_fd = open_netns(netns.mounts[0], netns.inode)
+            netns_fd = open_netns(netns.paths[0], netns.inode)
         except SockscopeError:
             return None  # the next scan, or the look that follows, says what became of it
         try:
@@ -278,16 +280,16 @@ class Supervisor:
                     self._runtime_dir.path,
                 )
 
-    def _wait(self, timeout_s: float) -> None:
-        """Sleeps until something is due, a signal comes, a child ends, or the aggregator speaks."""
+    def _wait(self, timeout_s: float) -> set[int]:
+        """Sleeps until something is due, a signal comes, a child ends or speaks. Returns the fds that are ready."""
         poller = select.poll()
         poller.register(self._wake_r, select.POLLIN)
         for child in (self._aggregator, *(worker.child for worker in self._fleet)):
             if child.process is not None:
                 poller.register(child.process.pidfd, select.POLLIN)
-        if self._aggregator.control is not None:
-            poller.register(self._aggregator.control.fileno(), select.POLLIN)
-        poller.poll(max(0.0, timeout_s) * 1000)
+            if child.control is not None:
+                poller.register(child.control.fileno(), select.POLLIN)
+        return {fd for fd, _ in poller.poll(max(0.0, timeout_s) * 1000)}
 
     def _fork_worker(self, control: Control, slot: int, netns: int | None) -> Forked:
         if self._nursery is None:

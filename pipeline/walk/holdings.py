@@ -37,7 +37,8 @@ class Holdings:
     _gone: set[Holding] = field(default_factory=set)
     _processes: dict[ProcessKey, Process] = field(default_factory=dict)
     _gone_processes: set[ProcessKey] = field(default_factory=set)
-    _threads: int = 0
+    # Tasks that are threads, by pid: nearly no process has any.
+    _threads: dict[int, set[Task]] = field(default_factory=dict)
 
     def put(self, task: Task, process: Process, fds: dict[int, int], listed: int) -> None:
         """Replaces what is known of a task. A recycled pid (another start time) replaces the process too."""
@@ -45,7 +46,8 @@ class Holdings:
         if before is not None and _key(before.process) != _key(process):
             self.drop(task)
             before = None
-        self._threads += before is None and task.tid != task.pid
+        if task.tid != task.pid:
+            self._threads.setdefault(task.pid, set()).add(task)
         old = before.fds if before else {}
         for fd, inode in old.items():
             if inode and fds.get(fd) != inode:
@@ -74,7 +76,10 @@ class Holdings:
             key = _key(gone.process)
             self._processes.pop(key, None)
             self._gone_processes.add(key)
-        self._threads -= task.tid != task.pid
+        if task.tid != task.pid:
+            self._threads[task.pid].discard(task)
+            if not self._threads[task.pid]:
+                del self._threads[task.pid]
 
     def take_change(self) -> HoldingsChange:
         """What changed since the last call."""
@@ -100,15 +105,15 @@ class Holdings:
         return HoldingsChange(list(processes.values()), [], list(holdings), [])
 
     def _siblings(self, task: Task, process: Process) -> list[TaskFiles]:
-        """The other tasks of the same process: only threads with a namespace of their own are tasks beside
-        their leader, so almost always none."""
-        if not self._threads:
+        """The other tasks of the same process: only threads with a namespace or descriptors of their own are tasks
+        beside their leader, so almost always none."""
+        threads = self._threads.get(process.pid)
+        if threads is None:
             return []
-        return [
-            files
-            for other, files in self.files.items()
-            if other != task and _key(files.process) == _key(process)
-        ]
+        others = (
+            self.files.get(other) for other in (Task(process.pid, process.pid), *threads) if other != task
+        )
+        return [files for files in others if files is not None and _key(files.process) == _key(process)]
 
     def _is_shared(self, task: Task, process: Process, fd: int, inode: int) -> bool:
         """Whether another task of the process holds the same socket by the same descriptor."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pipeline.clock import Clock
 from pipeline.model.connection import Connection, SocketKey
-from pipeline.model.process import Task
+from pipeline.model.container import Container
+from pipeline.model.process import Process, Task
 from pipeline.model.snapshot import Health, Snapshot
 from pipeline.procfs.root import ProcRoot
-from pipeline.walk.holdings import Holdings, HoldingsChange
+from pipeline.walk.elsewhere import Elsewhere, ElsewhereSearch
+from pipeline.walk.holdings import Holdings, HoldingsChange, TaskFiles
 from pipeline.walk.pacer import Pacer, Pacing
 from pipeline.walk.reading import TableReader
 from pipeline.walk.search import OwnerSearch
@@ -43,7 +45,8 @@ class NamespaceWalk:
         self.netns = netns
         self.health = Health()
         self.pacer = Pacer(pacing, clock.monotonic_s() if start_s is None else start_s)
-        self.mounts: tuple[str, ...] = ()
+        # Ways into the namespace that need no task of it, for open_netns.
+        self.paths: tuple[str, ...] = ()
         self.look_again = False
         self._tasks: set[Task] = set()
         self._reader = reader
@@ -53,7 +56,10 @@ class NamespaceWalk:
         self._block = pacing.fd_block
         self._table = ConnectionTable()
         self._walker = Walker(root, netns, Holdings(), self.health)
+        # What is known of each task; only to be looked at.
+        self.files: Mapping[Task, TaskFiles] = self._walker.holdings.files
         self._search = OwnerSearch(self._walker, self._table, clock)
+        self._elsewhere = ElsewhereSearch(root, self._walker)
         self._pass: Iterator[None] | None = None
         self._source = "sock_diag"
         self._cookie: int | None = None
@@ -81,7 +87,7 @@ class NamespaceWalk:
         """Reads the tables, then looks for the holders of sockets that have none, for `limit_cpu_s` of CPU
         time at most; `look_again` says that this was not enough. Raises: Vanished, Denied (nothing read)."""
         tasks = sorted(self._tasks)
-        reading = self._reader.read(self.mounts, tasks)
+        reading = self._reader.read(self.paths, tasks)
         self._taken_at_s = self._clock.monotonic_s()
         self.health.looks += 1
         self.health.dumps_interrupted += reading.interrupted
@@ -129,6 +135,10 @@ class NamespaceWalk:
             _log.warning("a pass over %d tasks took longer than its target allows", len(self._tasks))
         return True
 
+    def held_elsewhere(self) -> list[Elsewhere]:
+        """Other namespaces that the processes of this one hold, by what was read so far."""
+        return self._elsewhere.find(self._table.inodes)
+
     @property
     def has_changes(self) -> bool:
         return bool(self._changed or self._gone or self._walker.holdings.changed)
@@ -161,4 +171,11 @@ class NamespaceWalk:
             ROLE, self.netns, self._cookie, self._life, self._generation, base,
             self._taken_at_s, self._walked_at_s, self._source, len(self._walker.denied), self.health.copy(),
             connections, gone, held.processes, held.gone_processes, held.holdings, held.gone_holdings,
+            self._containers_of(held.processes) if self._walker.containers else (),
         )  # fmt: skip
+
+    def _containers_of(self, processes: Sequence[Process]) -> list[Container]:
+        """By name."""
+        containers = self._walker.containers
+        names = {process.container for process in processes if process.container is not None}
+        return [containers[name] for name in sorted(names) if name in containers]

@@ -16,7 +16,7 @@ from pipeline.model.process import Task
 from pipeline.model.socket_row import SocketRow
 from pipeline.netlink import sock_diag
 from pipeline.procfs.net_tcp import read_net_table
-from pipeline.procfs.ns import netns_path
+from pipeline.procfs.ns import netns_path, read_netns_inode
 from pipeline.procfs.root import ProcRoot
 from pipeline.walk.table import Reading
 
@@ -55,11 +55,12 @@ class TableReader:
         self._mark_dump = mark_dump
         self._denied_until_s = 0.0
 
-    def read(self, mounts: Sequence[str], tasks: Sequence[Task]) -> Reading:
-        """All tables. Raises: Vanished when no way into the namespace is left; Denied if none is allowed."""
+    def read(self, paths: Sequence[str], tasks: Sequence[Task]) -> Reading:
+        """All tables. `paths`: ways into the namespace that need no task, for open_netns. Raises: Vanished when no way
+        into it is left; Denied if none is allowed."""
         if self._source != "proc" and self._clock.monotonic_s() >= self._denied_until_s:
             try:
-                return self._read_sock_diag(mounts, tasks)
+                return self._read_sock_diag(paths, tasks)
             except (Denied, Unsupported) as error:
                 if self._source == "sock_diag":
                     raise
@@ -68,10 +69,10 @@ class TableReader:
                 self._denied_until_s = self._clock.monotonic_s() + _DENIED_RETRY_S
         return self._read_text(tasks)
 
-    def _read_sock_diag(self, mounts: Sequence[str], tasks: Sequence[Task]) -> Reading:
+    def _read_sock_diag(self, paths: Sequence[str], tasks: Sequence[Task]) -> Reading:
         self._mark_dump(True)
         try:
-            diag = self._open_diag(mounts, tasks)
+            diag = self._open_diag(paths, tasks)
             try:
                 tcp, udp = sock_diag.dump_tcp(diag), sock_diag.dump_udp(diag)
                 rows: dict[int, list[SocketRow]] = {Proto.TCP: tcp.rows, Proto.UDP: udp.rows}
@@ -83,21 +84,21 @@ class TableReader:
             self._mark_dump(False)
         return Reading("sock_diag", cookie, rows, devices, int(tcp.interrupted) + int(udp.interrupted), 0)
 
-    def _open_diag(self, mounts: Sequence[str], tasks: Sequence[Task]) -> socket.socket:
+    def _open_diag(self, paths: Sequence[str], tasks: Sequence[Task]) -> socket.socket:
         """A sock_diag socket of the namespace, which needs no entering where it is our own."""
         if self.netns_inode == home_inode():
             return sock_diag.open_diag()
-        netns_fd = self._open_netns(mounts, tasks)
+        netns_fd = self._open_netns(paths, tasks)
         try:
             return sock_diag.open_diag(netns_fd)
         finally:
             os.close(netns_fd)
 
-    def _open_netns(self, mounts: Sequence[str], tasks: Sequence[Task]) -> int:
-        # Mounts first: a pid may be recycled.
-        paths = [*mounts, *(netns_path(self._root, task) for task in islice(tasks, _TRIES))]
+    def _open_netns(self, paths: Sequence[str], tasks: Sequence[Task]) -> int:
+        # Those that need no task first: a pid may be recycled.
+        ways_in = [*paths, *(netns_path(self._root, task) for task in islice(tasks, _TRIES))]
         refusal: Denied | None = None
-        for path in paths:
+        for path in ways_in:
             try:
                 return open_netns(path, self.netns_inode)
             except Vanished:
@@ -114,6 +115,8 @@ class TableReader:
                 rows: dict[int, list[SocketRow]] = {Proto.TCP: [], Proto.UDP: []}
                 for proto, family, name in _TEXT_TABLES:
                     rows[proto] += read_net_table(self._root, task, name, family, malformed.append)
+                if read_netns_inode(self._root, task) != self.netns_inode:
+                    continue  # its pid was recycled: these are the tables of another namespace
                 return Reading("proc", None, rows, {}, 0, len(malformed))
             except Vanished:
                 malformed.clear()  # another member shows the same tables

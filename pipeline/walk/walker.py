@@ -6,9 +6,13 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from pipeline.errors import Denied, Malformed, Vanished
+from pipeline.model.container import Container
+from pipeline.model.netns import NetnsInode
 from pipeline.model.process import Process, Task
 from pipeline.model.snapshot import Health
+from pipeline.procfs.cgroup import read_container
 from pipeline.procfs.fd import FdDir, fd_count
+from pipeline.procfs.ns import read_netns_inode
 from pipeline.procfs.root import ProcRoot
 from pipeline.procfs.stat import PF_KTHREAD, read_stat
 from pipeline.walk.holdings import Holdings
@@ -34,6 +38,10 @@ class Walker:
     def __init__(self, root: ProcRoot, netns_inode: int, holdings: Holdings, health: Health) -> None:
         self.holdings = holdings
         self.denied: set[Task] = set()
+        # By name, of all processes read since the last pass began, at least.
+        self.containers: dict[str, Container] = {}
+        # Descriptors of network namespaces, by task; only of tasks that have some.
+        self.netns_fds: dict[Task, dict[int, NetnsInode]] = {}
         self._kernel_threads: set[Task] = set()
         self._counts_known = False
         self._root = root
@@ -42,7 +50,7 @@ class Walker:
 
     def forget(self, task: Task) -> None:
         """The task left the namespace or ended."""
-        self.holdings.drop(task)
+        self._drop(task)
         self.denied.discard(task)
         self._kernel_threads.discard(task)
 
@@ -81,6 +89,10 @@ class Walker:
                     else:
                         fds[int(name)] = inode
                 fds.update(fd_dir.socket_inodes(unread))
+                netns_fds = fd_dir.netns_fds
+                for fd, netns in self.netns_fds.get(task, netns_fds).items():
+                    if fds.get(fd) == 0:
+                        netns_fds[fd] = netns
             process = self._read_process(task, known.process)
         except Vanished:
             self._vanished(task)
@@ -91,6 +103,7 @@ class Walker:
         else:
             if process is not None:
                 self.holdings.put(task, process, fds, len(names))
+                self._note_netns_fds(task, netns_fds)
 
     def pass_in_blocks(self, tasks: Set[Task], block: int, relist: bool = True) -> Iterator[None]:
         """One pass over `tasks`; stops after every `block` descriptors, inside a process too. Without `relist` a
@@ -105,6 +118,9 @@ class Walker:
                 yield from self._visit_in_blocks(task, room)
             if task not in tasks:
                 self.forget(task)
+        if self.containers:
+            named = {files.process.container for files in self.holdings.files.values()}
+            self.containers = {name: one for name, one in self.containers.items() if name in named}
 
     def _is_as_before(self, task: Task) -> bool:
         """Whether it is the same process, of the same name, with as many descriptors as the last visit listed."""
@@ -147,6 +163,7 @@ class Walker:
             self.denied.discard(task)
             if process is not None:
                 self.holdings.put(task, process, fds, len(names))
+                self._note_netns_fds(task, fd_dir.netns_fds)
         room.left -= 1  # a visit has a price of its own, also where nothing is open
         if room.left <= 0:
             yield
@@ -161,17 +178,48 @@ class Walker:
             return None
         if expected is None:
             uid = self._root.owner(str(task.pid))
-            return Process(task.pid, stat.start_ticks, stat.comm, uid, self.netns_inode, None)
+            # A process is where its leader is; one whose leader has ended, where its threads are.
+            netns = (
+                self.netns_inode if task.tid == task.pid or stat.state == "Z" else self._leader_netns(task)
+            )
+            return Process(task.pid, stat.start_ticks, stat.comm, uid, netns, self._container(task.pid))
         if stat.start_ticks != expected.start_ticks:
             raise Vanished(f"pid {task.pid} was recycled")
-        return expected if stat.comm == expected.comm else expected._replace(comm=stat.comm)
+        if stat.comm == expected.comm:
+            return expected
+        # An exec: what starts a container calls itself something else until it has put itself there.
+        return expected._replace(comm=stat.comm, container=self._container(task.pid))
+
+    def _leader_netns(self, task: Task) -> int:
+        return read_netns_inode(self._root, Task(task.pid, task.pid))
+
+    def _container(self, pid: int) -> str | None:
+        try:
+            container = read_container(self._root, pid)
+        except Malformed:
+            self._health.rows_malformed += 1
+            return None  # nothing to lose its descriptors for
+        if container is None:
+            return None
+        self.containers[container.name] = container
+        return container.name
+
+    def _note_netns_fds(self, task: Task, netns_fds: dict[int, NetnsInode]) -> None:
+        if netns_fds:
+            self.netns_fds[task] = netns_fds
+        elif self.netns_fds:
+            self.netns_fds.pop(task, None)
+
+    def _drop(self, task: Task) -> None:
+        self.holdings.drop(task)
+        self.netns_fds.pop(task, None)
 
     def _vanished(self, task: Task) -> None:
         self._health.pids_vanished += 1
-        self.holdings.drop(task)
+        self._drop(task)
 
     def _refused(self, task: Task) -> None:
         if task not in self.denied:
             self._health.pids_denied += 1
             self.denied.add(task)
-        self.holdings.drop(task)
+        self._drop(task)

@@ -2,12 +2,21 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import Denied, Unsupported, Vanished
-from pipeline.kernel.enter import EXIT_STRANDED, home_inode, inside, netns_inode_at, open_netns
+from pipeline.kernel.enter import (
+    EXIT_STRANDED,
+    home_inode,
+    inside,
+    netns_inode_at,
+    netns_of_socket,
+    open_netns,
+)
+from pipeline.kernel.libc import CLONE_FILES, CLONE_NEWNET, unshare
 from tests.live import LiveNetns, in_child, needs_root
 
 
@@ -137,3 +146,76 @@ def is_netns(fd: int) -> bool:
         return os.readlink(f"/proc/self/fd/{fd}").startswith("net:[")
     except FileNotFoundError:
         return False
+
+
+def inode_through(path: str, expected_inode: int) -> int:
+    """The inode of what open_netns opens."""
+    with open(open_netns(path, expected_inode), closefd=True) as file:
+        return os.fstat(file.fileno()).st_ino
+
+
+@needs_root
+def test_a_descriptor_of_a_namespace_and_a_socket_opened_there_are_ways_into_it() -> None:
+    with LiveNetns() as netns:
+        netns_fd = open_netns(netns.path, netns.inode)
+        with open(netns_fd, closefd=True):
+            with inside(netns_fd):
+                sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+            with sock:
+                for fd in (netns_fd, sock.fileno()):
+                    assert inode_through(f"/proc/{os.getpid()}/fd/{fd}", netns.inode) == netns.inode
+                    assert inode_through(f"/proc/{os.getpid()}/task/{os.getpid()}/fd/{fd}", netns.inode)
+                assert netns_of_socket(os.getpid(), os.getpid(), sock.fileno()) == netns.inode
+
+
+@needs_root
+def test_a_descriptor_that_is_another_file_by_now_is_no_way_in_and_is_not_opened(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with LiveNetns() as netns, open(fifo, "r+b", 0) as other, socket.socket() as sock:
+        for fd in (other.fileno(), sock.fileno(), 4099):
+            # Opening the FIFO would take it for reading; it says nothing of whom it asks.
+            with pytest.raises(Vanished):
+                open_netns(f"/proc/{os.getpid()}/fd/{fd}", netns.inode)
+
+
+@needs_root
+def test_the_namespace_of_what_is_no_socket_or_of_nobody_vanished() -> None:
+    own = os.getpid()
+    with open("/dev/null") as file:
+        for pid, fd in ((own, file.fileno()), (own, 4099), (2**22, 3)):
+            with pytest.raises(Vanished):
+                netns_of_socket(pid, pid, fd)
+
+
+@needs_root
+def test_an_ordinary_user_is_told_which_capability_he_lacks_for_a_socket_s_namespace() -> None:
+    with socket.socket() as sock:
+        fd, owner = sock.fileno(), os.getpid()
+
+        def refusal() -> str:
+            os.setuid(65534)
+            try:
+                netns_of_socket(owner, owner, fd)
+            except Denied as error:
+                return error.capability
+            return ""
+
+        assert in_child(refusal) == "CAP_SYS_PTRACE"
+
+
+@needs_root
+def test_a_socket_in_a_thread_s_own_table_is_asked_by_its_tid() -> None:
+    found: list[int] = []
+
+    def work() -> None:
+        unshare(CLONE_FILES | CLONE_NEWNET)
+        with socket.socket() as sock:
+            tid = threading.get_native_id()
+            found.append(netns_of_socket(os.getpid(), tid, sock.fileno()))
+            found.append(os.stat(f"/proc/{os.getpid()}/task/{tid}/ns/net").st_ino)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found[0] == found[1] != current_inode()

@@ -2,11 +2,20 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 import pytest
 
-from pipeline.errors import Denied, Unsupported
-from pipeline.kernel.libc import CLONE_NEWNET, prctl_set_pdeathsig, setns, unshare
+from pipeline.errors import Denied, Unsupported, Vanished
+from pipeline.kernel.libc import (
+    CLONE_FILES,
+    CLONE_NEWNET,
+    pidfd_getfd,
+    prctl_set_pdeathsig,
+    setns,
+    share_files,
+    unshare,
+)
 from tests.live import in_child, needs_root
 
 
@@ -64,3 +73,50 @@ def test_a_child_dies_with_the_parent_that_it_asked_to_follow() -> None:
     os.waitpid(parent, 0)
     assert os.read(reader, 1) == b""
     os.close(reader)
+
+
+def test_threads_share_a_table_of_descriptors_until_one_unshares_it() -> None:
+    shared: list[bool] = []
+
+    def work() -> None:
+        own = threading.get_native_id()
+        shared.append(share_files(own, os.getpid()))
+        unshare(CLONE_FILES)
+        shared.append(share_files(own, os.getpid()))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert shared == [True, False]
+
+
+def test_comparing_with_a_task_that_is_gone_vanished() -> None:
+    with pytest.raises(Vanished):
+        share_files(os.getpid(), 2**22)
+
+
+@needs_root
+def test_comparing_with_another_user_s_process_is_denied() -> None:
+    def refusal() -> str:
+        os.setuid(65534)
+        try:
+            share_files(os.getpid(), 1)
+        except Denied as error:
+            return error.capability
+        return ""
+
+    assert in_child(refusal) == "CAP_SYS_PTRACE"
+
+
+def test_a_descriptor_is_copied_from_a_process_and_a_closed_one_vanished() -> None:
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        with open("/dev/null") as file:
+            copy = pidfd_getfd(pidfd, file.fileno())
+            assert os.path.sameopenfile(copy, file.fileno())
+            os.close(copy)
+            closed = file.fileno()
+        with pytest.raises(Vanished):
+            pidfd_getfd(pidfd, closed)
+    finally:
+        os.close(pidfd)

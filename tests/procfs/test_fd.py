@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import Denied, Vanished
 from pipeline.kernel.libc import CLONE_FILES, unshare
 from pipeline.model.process import Task
-from pipeline.procfs.fd import FdDir, fd_count
+from pipeline.procfs.fd import FdDir, fd_count, fd_path, socket_protocol
 from pipeline.procfs.ns import read_netns_inode
 from pipeline.procfs.root import ProcRoot
 from pipeline.procfs.stat import read_stat
@@ -201,3 +201,48 @@ def test_another_users_folder_is_denied_to_an_ordinary_user() -> None:
         return "opened"
 
     assert in_child(capability) == "CAP_DAC_READ_SEARCH"
+
+
+def test_descriptors_of_network_namespaces_are_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "71/fd"
+    folder.mkdir(parents=True)
+    links = {
+        3: "socket:[402]",
+        4: "net:[4026532417]",
+        5: "/dev/null",
+        6: "mnt:[4026531841]",
+        7: "net:[4026531840]",
+    }
+    for fd, link in links.items():
+        (folder / str(fd)).symlink_to(link)
+    with FdDir(ProcRoot(str(tmp_path)), Task(71, 71)) as fd_dir:
+        pairs = fd_dir.socket_inodes(["3", "4", "5"])
+        assert pairs == [(3, 402), (4, 0), (5, 0)]
+        assert fd_dir.netns_fds == {4: 4026532417}
+        fd_dir.socket_inodes(["6", "7"])
+        assert fd_dir.netns_fds == {4: 4026532417, 7: 4026531840}
+
+
+def test_a_socket_tells_its_protocol_whatever_it_is() -> None:
+    kinds = {
+        "TCP": (socket.AF_INET, socket.SOCK_STREAM),
+        "TCPv6": (socket.AF_INET6, socket.SOCK_STREAM),
+        "UDP": (socket.AF_INET, socket.SOCK_DGRAM),
+        "UDPv6": (socket.AF_INET6, socket.SOCK_DGRAM),
+        "NETLINK": (socket.AF_NETLINK, socket.SOCK_DGRAM),
+    }
+    for name, (family, kind) in kinds.items():
+        with socket.socket(family, kind) as sock:
+            assert socket_protocol(LIVE, own_task(), sock.fileno()) == name
+
+
+def test_the_protocol_of_what_is_no_socket_vanished() -> None:
+    with open("/dev/null") as file:
+        for fd in (file.fileno(), 4099):
+            with pytest.raises(Vanished):
+                socket_protocol(LIVE, own_task(), fd)
+
+
+def test_the_path_of_a_descriptor_is_that_of_its_task() -> None:
+    assert fd_path(LIVE, Task(71, 71), 5) == "/proc/71/fd/5"
+    assert fd_path(LIVE, Task(71, 72), 5) == "/proc/71/task/72/fd/5"

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from pipeline.codec import encode
 from pipeline.errors import Malformed
 from pipeline.model.process import Task
-from pipeline.roles.control import Control, member_messages
+from pipeline.roles.control import Control, held_messages, member_messages
 
 Line = tuple[Control, Control]
 
@@ -91,3 +92,15 @@ def test_members_by_the_thousand_come_in_parts_that_each_fit_in_one_packet(line:
         ours.flush(0.0)
     assert [Task(*task) for message in received for task in message["added"]] == added
     assert [Task(*task) for message in received for task in message["removed"]] == removed
+
+
+def test_what_is_held_goes_into_packets_that_are_small_enough_and_an_empty_report_is_one() -> None:
+    held = [
+        (4026530000 + number, [f"/proc/4194303/task/4194304/fd/{fd}" for fd in range(4)])
+        for number in range(500)
+    ]
+    messages = held_messages(71, held)
+    assert [message["more"] for message in messages] == [False, True, True]
+    assert [one for message in messages for one in message["held"]] == held
+    assert all(len(encode(message)) < 1 << 16 for message in messages)
+    assert held_messages(71, []) == [{"op": "held", "netns": 71, "held": [], "more": False}]

@@ -131,3 +131,32 @@ def test_a_namespace_that_comes_while_a_worker_is_ending_gets_one_of_its_own(fle
     fleet.remove(netns(1).inode, 1.0)
     fleet.add(netns(2), 1.0)
     assert served(fleet) == [[], [2]]
+
+
+def test_what_workers_say_is_heard_from_those_whose_lines_are_ready(board: Board, tmp_path: Path) -> None:
+    def start_speaking(control: Control, slot: int, inode: int | None) -> Process:
+        def speak() -> None:
+            control.send({"op": "held", "netns": inode}, 0.0)
+            wait_for_ever()
+
+        return start_child("netns", inode, speak, [])
+
+    folder = InstanceFolder.create(str(tmp_path))
+    fleet = Fleet(Config(), folder, board, 4, start_speaking)
+    try:
+        for number in (1, 2):
+            fleet.add(netns(number), 0.0)
+        fleet.tend(0.0)
+        lines = {next(iter(worker.namespaces)): worker.child.control for worker in fleet}
+        for control in lines.values():
+            assert control is not None and control.wait(10.0)
+        second = lines[4026530002]
+        assert second is not None
+        assert list(fleet.hear(set())) == []
+        assert list(fleet.hear({second.fileno()})) == [{"op": "held", "netns": 4026530002}]
+        assert list(fleet.hear({second.fileno()})) == []
+    finally:
+        for worker in fleet:
+            worker.child.kill()
+            worker.child.reap(0.0, wait=True)
+        folder.remove()

@@ -160,3 +160,22 @@ def _snapshot(generation: int, base: bool, change: HoldingsChange) -> Snapshot:
         "netns", 1, None, 1, generation, base, 0.0, None, "proc", 0, Health(), [], [],
         change.processes, change.gone_processes, change.holdings, change.gone_holdings,
     )  # fmt: skip
+
+
+def test_a_socket_that_a_thread_holds_too_is_held_until_the_last_of_them_closes_it() -> None:
+    holdings = Holdings()
+    leader, thread = Task(71, 71), Task(71, 72)
+    one = process(71, 100)
+    shared, own = Holding(71, 100, 3, 402), Holding(71, 100, 4, 404)
+    holdings.put(leader, one, {3: 402}, 1)
+    holdings.put(thread, one, {3: 402, 4: 404}, 2)
+    assert set(holdings.take_change().holdings) == {shared, own}
+    holdings.put(leader, one, {}, 0)
+    assert holdings.take_change().gone_holdings == []
+    holdings.drop(leader)
+    assert holdings.take_change().gone_processes == []
+    holdings.drop(thread)
+    change = holdings.take_change()
+    assert set(change.gone_holdings) == {shared, own}
+    assert change.gone_processes == [(71, 100)]
+    assert holdings.everything().holdings == []

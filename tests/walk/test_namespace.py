@@ -9,14 +9,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from pipeline.clock import ManualClock, SystemClock
+from pipeline.codec import decode_map, encode
 from pipeline.kernel.enter import inside, open_netns
 from pipeline.model.connection import State
+from pipeline.model.container import Container
 from pipeline.model.process import Holding, Task
-from pipeline.model.snapshot import Snapshot, fold
+from pipeline.model.snapshot import Snapshot, fold, from_wire
 from pipeline.procfs.root import ProcRoot
 from pipeline.walk.namespace import NamespaceWalk
 from pipeline.walk.pacer import Pacing
@@ -25,6 +28,7 @@ from pipeline.walk.table import Reading
 from tests.fake_root import TREES, FakeRoot
 from tests.live import LiveNetns, needs_root
 from tests.walk.rows import diag, row
+from tests.walk.trees import write_process
 
 SERVER = """
 import socket, sys
@@ -52,7 +56,7 @@ class Readings:
     def __init__(self, *readings: Reading) -> None:
         self._readings = list(readings)
 
-    def read(self, mounts: tuple[str, ...], tasks: list[Task]) -> Reading:
+    def read(self, paths: tuple[str, ...], tasks: list[Task]) -> Reading:
         return self._readings.pop(0)
 
 
@@ -279,3 +283,38 @@ def test_a_socket_held_from_another_namespace_is_in_one_s_table_and_in_the_other
     assert table.holdings == []
     assert (me.pid, inode) in {(holding.pid, holding.inode) for holding in held.holdings}
     assert inode not in {one[9] for one in held.connections}
+
+
+def test_a_snapshot_says_what_the_containers_are_that_its_processes_name(tmp_path: Path) -> None:
+    docker, unit = Container("ab" * 32, "docker"), Container("nginx.service", "systemd")
+    clock = ManualClock(100.0)
+    reader = Readings(diag(row(100, 1)), diag(row(100, 1)))
+    walk = NamespaceWalk(4026531840, FakeRoot(str(tmp_path)), reader, Pacing(), clock)  # type: ignore[arg-type]
+    tasks = [write_process(tmp_path, pid, {3: 100}) for pid in (71, 72, 73)]
+    for pid, path in ((71, f"docker/{docker.id}"), (72, f"docker/{docker.id}"), (73, "nginx.service")):
+        (tmp_path / str(pid) / "cgroup").write_text(f"0::/{path}\n")
+    walk.set_members(tasks, [])
+    walk.look()
+    first = walk.take_snapshot()
+    assert [process.container for process in first.processes] == [
+        "abababababab",
+        "abababababab",
+        "nginx.service",
+    ]
+    assert first.containers == [docker, unit]
+    received = from_wire(decode_map(encode(first.to_wire())))
+    assert received.containers == [tuple(docker), tuple(unit)]
+    walk.set_members([], [tasks[2]])
+    while not walk.walk_block():
+        clock.advance(1.0)
+    walk.look()
+    assert walk.take_snapshot().containers == []
+    assert walk.base().containers == [docker]
+
+
+def test_a_snapshot_that_was_written_without_containers_can_be_read() -> None:
+    walk = recorded_walk(diag(row(5107, 1)))
+    walk.look()
+    wire = walk.take_snapshot().to_wire()
+    del wire["containers"]
+    assert from_wire(decode_map(encode(wire))).containers == []

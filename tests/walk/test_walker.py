@@ -308,3 +308,69 @@ def test_a_kernel_thread_s_pid_that_a_process_takes_over_is_read_in_the_next_pas
     write_process(Path(tree.path), 2, {3: 100}, start_ticks=900)
     list(walker.pass_in_blocks({task}, 300))
     assert walker.holdings.holders.keys() == {100}
+
+
+def put_into(tree: FakeRoot, pid: int, path: str) -> None:
+    (Path(tree.path) / str(pid) / "cgroup").write_text(path)
+
+
+def test_a_process_has_the_name_of_its_container_and_gets_another_with_an_exec(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 71, {3: 100}, b"runc:[2:INIT]")
+    put_into(tree, 71, "0::/system.slice/docker.service\n")
+    walker, health = walker_on(tree)
+    walker.visit(task)
+    assert walker.holdings.files[task].process.container == "docker.service"
+    put_into(tree, 71, f"0::/docker/{'ab' * 32}\n")
+    walker.refresh(task, set())
+    assert walker.holdings.files[task].process.container == "docker.service"
+    write_stat(Path(tree.path) / "71", 71, b"server")
+    walker.refresh(task, set())
+    assert walker.holdings.files[task].process.container == "abababababab"
+    put_into(tree, 71, "0::/\n")
+    walker.visit(task)
+    assert walker.holdings.files[task].process.container is None
+    assert health == Health()
+
+
+def test_a_cgroup_that_cannot_be_read_costs_a_process_nothing_but_its_container(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 71, {3: 100})
+    put_into(tree, 71, "nonsense")
+    walker, health = walker_on(tree)
+    walker.visit(task)
+    assert walker.holdings.files[task].fds == {3: 100}
+    assert walker.holdings.files[task].process.container is None
+    assert health == Health(rows_malformed=1)
+
+
+def test_descriptors_of_namespaces_are_known_until_they_are_closed(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 71, {3: 100})
+    folder = Path(tree.path) / "71/fd"
+    (folder / "4").symlink_to("net:[4026532417]")
+    walker, _ = walker_on(tree)
+    walker.visit(task)
+    assert walker.netns_fds == {task: {4: 4026532417}}
+    (folder / "5").symlink_to("net:[4026532418]")
+    walker.refresh(task, set())
+    assert walker.netns_fds == {task: {4: 4026532417, 5: 4026532418}}
+    (folder / "4").unlink()
+    walker.refresh(task, set())
+    assert walker.netns_fds == {task: {5: 4026532418}}
+    (folder / "5").unlink()
+    walker.visit(task)
+    assert walker.netns_fds == {}
+
+
+def test_a_task_that_is_forgotten_holds_no_namespace_any_more(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 71, {})
+    (Path(tree.path) / "71/fd/4").symlink_to("net:[4026532417]")
+    walker, _ = walker_on(tree)
+    walker.visit(task)
+    walker.forget(task)
+    assert walker.netns_fds == {}
+
+
+def test_a_thread_in_this_namespace_is_of_a_process_that_lives_in_its_leader_s() -> None:
+    walker, _ = walker_on(FakeRoot(f"{TREES}/two_namespaces"))
+    walker.netns_inode = 4026532417
+    walker.visit(Task(1, 9))
+    assert walker.holdings.files[Task(1, 9)].process.netns == NETNS
