@@ -16,9 +16,34 @@ MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 
 def encode(value: Any) -> bytes:
-    """The msgpack bytes of a value made of None, bool, int, float, str, bytes, list, tuple and dict."""
-    packed = msgpack.packb(value)
+    """The msgpack bytes of a value made of None, bool, int, float, str, bytes, list, tuple and dict.
+
+    Raises: Malformed for text with unpaired surrogates.
+    """
+    try:
+        packed = msgpack.packb(value)
+    except UnicodeEncodeError as error:
+        raise Malformed(f"{error.object!a} is not UTF-8 text") from None
     assert isinstance(packed, bytes)
+    return packed
+
+
+def encode_great_map(value: dict[str, Any]) -> bytes:
+    """As `encode`, for a map that may hold a long list: packed item by item, so that other threads get their turn.
+
+    One call into msgpack holds the interpreter until it returns, 40 ms for 20,000 connections.
+    """
+    packer = msgpack.Packer(autoreset=False)
+    packer.pack_map_header(len(value))
+    for key, item in value.items():
+        packer.pack(key)
+        if isinstance(item, list):
+            packer.pack_array_header(len(item))
+            for element in item:
+                packer.pack(element)
+        else:
+            packer.pack(item)
+    packed: bytes = packer.bytes()
     return packed
 
 

@@ -273,8 +273,9 @@ def _check_together(values: Mapping[str, Any], origin: Mapping[str, str]) -> Non
                 f"{high} = {values[high]} ({origin[high]})"
             )
     directory = values["agent.runtime_dir"]
-    if not os.path.isabs(directory) or len(os.fsencode(directory)) > _RUNTIME_DIR_MAX_BYTES:
+    is_text = directory.isprintable() and directory.encode("utf-8", "replace").decode() == directory
+    if not os.path.isabs(directory) or not is_text or len(os.fsencode(directory)) > _RUNTIME_DIR_MAX_BYTES:
         raise ConfigError(
             f"agent.runtime_dir = {directory!r} ({origin['agent.runtime_dir']}) is not allowed: expected an "
-            f"absolute path of at most {_RUNTIME_DIR_MAX_BYTES} bytes (the path of a unix socket is short)"
+            f"absolute path of at most {_RUNTIME_DIR_MAX_BYTES} bytes of UTF-8 (the path of a unix socket is short)"
         )

@@ -19,7 +19,7 @@ from pipeline.procfs.processes import list_pids
 from pipeline.procfs.root import ProcRoot
 from pipeline.procfs.status import read_status
 
-_DENIED_PROCESSES = "such processes count as denied, and answers of their namespaces say partial"
+_DENIED_PROCESSES = "what such processes hold is shown without them; `sockscope status` counts them"
 
 
 @dataclass(slots=True)

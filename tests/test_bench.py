@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.live import needs_root
 
 BENCH = Path(__file__).parent.parent / "scripts" / "bench"
-CASES = ["one-shot", "one-pass", "background", "many-namespaces", "freshness", "query"]
+CASES = ["one-shot", "one-pass", "background", "many-namespaces", "freshness", "query", "crowd"]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -57,6 +57,8 @@ def ask(runtime_dir: str | None, op: str, keys: Mapping[str, Any]) -> Answered:
     for nothing. Raises: NoAggregator, Refused, ConfigError."""
     end_before_collecting()
     with connect(runtime_dir) as client:
+        if op == "sql":
+            client.status()  # whether anybody is there is known after 3 s; what a statement takes is another matter
         return read(client, op, keys)
 
 

@@ -11,7 +11,15 @@ from typing import Any
 import click
 
 from pipeline import __version__
-from pipeline.errors import ConfigError, Denied, NoAggregator, Refused, SockscopeError, did_you_mean
+from pipeline.errors import (
+    ConfigError,
+    Denied,
+    Malformed,
+    NoAggregator,
+    Refused,
+    SockscopeError,
+    did_you_mean,
+)
 from pipeline.model.printable import printable
 
 EXIT_FAILED = 1
@@ -85,6 +93,9 @@ def sockscope() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with the code that the contract names; never a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller: `sockscope connections >&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -119,7 +130,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return _fail(error.format_message(), f"`{verb} --help`", EXIT_USAGE)
     except (click.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
-    except (ConfigError, Refused) as error:
+    except (ConfigError, Refused, Malformed) as error:
         return _fail(str(error), error.hint, EXIT_USAGE)
     except Denied as error:
         named = not error.capability or error.capability in str(error)

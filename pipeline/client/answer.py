@@ -50,6 +50,10 @@ class RequestIds:
         return f"{self._run}-{next(self._numbers)}"
 
 
+# A statement may take query.sql_timeout_s, 5 s unless set otherwise.
+_PATIENCE_S = {"sql": 4.0}
+
+
 class Exchange:
     """One request and the answer to it. `request`: what to send. `patience_s`: by how much longer than any other its
     answer may take, since the request says so itself (`wait`)."""
@@ -58,7 +62,7 @@ class Exchange:
         """Keys that are None are left out."""
         self._id = request_id
         self._found: dict[str, Any] | None = None
-        self.patience_s = float(keys.get("timeout_s") or 0.0) if op == "wait" else 0.0
+        self.patience_s = float(keys.get("timeout_s") or 0.0) if op == "wait" else _PATIENCE_S.get(op, 0.0)
         given = {name: value for name, value in keys.items() if value is not None}
         self.request = encode({"id": request_id, "op": op, **given})
 

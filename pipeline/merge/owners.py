@@ -3,12 +3,20 @@
 Not pid 1 if there is another: with socket activation it holds everybody's listeners. Of a listener the oldest
 process: the one that bound it, not a prefork child. Of anything else the youngest: the child that inetd forked to
 serve it, not the parent that is about to close its copy. Then the lowest pid, then the lowest descriptor.
+
+Who owns a socket that no process holds: of a connection that waits to be accepted, the holders of the listener that it
+came to (pending); of one that its process has closed, the one that owned it last (last).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from pipeline.model.address import V4_MAPPED_PREFIX
+
+_V6_ANY = bytes(16)
+_V4_ANY = V4_MAPPED_PREFIX + bytes(4)
 
 
 class Holder(NamedTuple):
@@ -35,6 +43,42 @@ def primary(holders: list[Holder], listening: bool) -> Holder:
     if len(holders) == 1:
         return holders[0]
     return min(holders, key=lambda held: _rank(held, listening))
+
+
+class Listener(NamedTuple):
+    """A listening TCP socket of one namespace and port. `local_ip` in the 16-byte form; `device`: the one it is bound
+    to, or None."""
+
+    inode: int
+    local_ip: bytes
+    device: str | None
+
+
+def listeners_of(local_ip: bytes, device: str | None, listeners: Iterable[Listener]) -> list[Listener]:
+    """Which of the listeners on its port a connection to `local_ip` came to, where it is bound to `device`: one, or
+    several with one address that share the port (SO_REUSEPORT), or none. Source: __inet_lookup_listener() and
+    compute_score(), net/ipv4/inet_hashtables.c: the address itself before a wildcard, 0.0.0.0 before ::, then one that
+    is bound to the device before one that is not."""
+    best: list[Listener] = []
+    best_score = (0, False)
+    for listener in listeners:
+        score = (_address_score(local_ip, listener.local_ip), listener.device is not None)
+        if not score[0] or listener.device not in (None, device):
+            continue
+        if score > best_score:
+            best, best_score = [listener], score
+        elif score == best_score:
+            best.append(listener)
+    return best
+
+
+def _address_score(local_ip: bytes, listening_ip: bytes) -> int:
+    if listening_ip == local_ip:
+        return 3
+    if listening_ip == _V4_ANY and local_ip.startswith(V4_MAPPED_PREFIX):
+        return 2
+    # One on :: takes IPv4 too, unless IPV6_V6ONLY, which no table tells.
+    return int(listening_ip == _V6_ANY)
 
 
 def reason(before: Holder | None, holder: Holder, listening: bool) -> str:

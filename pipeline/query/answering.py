@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.codec import decode_map, encode
+from pipeline.codec import decode_map, encode, encode_great_map
 from pipeline.errors import Malformed, Refused, SockscopeError
 from pipeline.model.deferred import Heavy, Later
 from pipeline.query.operations import OPERATIONS, Moment
@@ -49,7 +49,7 @@ def handle(reader: Reader, data: bytes, *, may_defer: bool = True) -> bytes | La
             return Heavy(data)
         if may_defer and request.get("op") == "wait":
             return _wait(reader, request)
-        return encode(answer(reader, request))
+        return encode_great_map(answer(reader, request))
     except Malformed as error:
         return encode(_error(None, "malformed", str(error)))
     except SockscopeError as error:
@@ -90,7 +90,7 @@ def _wait(reader: Reader, request: dict[str, Any]) -> bytes | Later:
     now_s = reader.now_s()
     until_s = now_s + wanted.timeout_s if wanted.until_s is None else min(wanted.until_s, now_s + MAX_WAIT_S)
     if answered["rows"][0][0] or now_s >= until_s:
-        return encode(answered)
+        return encode_great_map(answered)
     # From now on it waits for what comes after this state, even where it did not say so.
     seq = answered["seq"] if wanted.seq is None else wanted.seq
     return Later(encode({**request, "seq": seq, "epoch": answered["epoch"], "until_s": until_s}), until_s)

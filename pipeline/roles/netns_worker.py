@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 # A first look at a great namespace stops after so much CPU time and goes on later: others wait behind it.
 _LOOK_LIMIT_CPU_S = 0.25
+_OVERDUE_S = 1.0
 # After a full /dev/shm, how long until a whole base is packed and tried again.
 _SEGMENT_RETRY_S = 5.0
 # CPython specialises code after it ran eight times.
@@ -67,7 +68,7 @@ class NetnsWorker:
         self._assigned: dict[int, _Assigned] = {}
         self._pending_looks: dict[int, None] = {}
         self._order = 0
-        self._stopped = False
+        self._stopped = self._walked_last = False
         self._spare: _Assigned | None = self._make_walk()
 
     def attach(self, control: Control, slot: Slot, send: Callable[[bytes], bool]) -> None:
@@ -99,7 +100,10 @@ class NetnsWorker:
         if self._budget.ready_s(now_s) > now_s:
             return
         began_cpu_s = self._clock.cpu_s()
-        if self._pending_looks:
+        # Over the budget a look is always waiting: then they take turns, or no pass would ever end, and what a search
+        # can miss would stay missed.
+        self._walked_last = not self._walked_last and self._is_overdue(now_s)
+        if self._pending_looks and not self._walked_last:
             netns = next(iter(self._pending_looks))
             del self._pending_looks[netns]
             self._look(netns)
@@ -112,6 +116,10 @@ class NetnsWorker:
         self._budget.charge(used_cpu_s - began_cpu_s, now_s)
         self._slot[CPU_NS] = int(used_cpu_s * 1e9)
         self._slot[DEBT_NS] = int(self._budget.debt_cpu_s(now_s) * 1e9)
+
+    def _is_overdue(self, now_s: float) -> bool:
+        """Whether a block of a pass should have been read a while ago."""
+        return any(now_s - entry.walk.pacer.due_s > _OVERDUE_S for entry in self._assigned.values())
 
     def _look(self, netns: int) -> None:
         entry = self._assigned.get(netns)
@@ -147,7 +155,10 @@ class NetnsWorker:
         # Asked here, as what a function touches is memory of each idle worker.
         if ended and (entry.walk.files or entry.told_held):
             self._tell_held(netns, entry)
-        if entry.walk.has_changes and (ended or now_s - entry.published_s >= self._config.tables.interval_s):
+        due = ended or now_s - entry.published_s >= self._config.tables.interval_s
+        # A look that waits will publish it with the tables of its moment. Told alone, a descriptor that was closed
+        # since the last look takes its holder from a connection that the tables still show.
+        if entry.walk.has_changes and due and netns not in self._pending_looks:
             self._publish(netns, entry)
 
     def _tell_held(self, netns: int, entry: _Assigned) -> None:

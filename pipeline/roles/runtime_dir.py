@@ -10,7 +10,10 @@ import stat
 from pipeline.errors import Denied, SockscopeError, Taken
 
 _DIR_MODE = 0o750
+_LOCK = "lock"
 _LOCK_MODE = 0o640
+# What the lock file begins with, held or not; behind it, the holder's pid.
+_LOCK_MARK = b"sockscope"
 # What one run leaves when it is killed, and removes when it ends.
 _OWN_FILES = ("query.ipc", "feed.ipc", "ingest.ipc", "state.db", "state.db-wal", "state.db-shm", "segments")
 
@@ -31,30 +34,37 @@ class RuntimeDir:
         try:
             os.makedirs(path, _DIR_MODE, exist_ok=True)
             _check_ours(path)
+            _check_nobody_elses(path)
             if gid is not None:
                 os.chown(path, -1, gid)
             os.chmod(path, _DIR_MODE)
             lock_fd = os.open(
-                os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _LOCK_MODE
+                os.path.join(path, _LOCK), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, _LOCK_MODE
             )
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except PermissionError as error:
+            if isinstance(error, Denied):
+                raise
             raise Denied(
                 f"the runtime directory {path} cannot be used: {error.strerror or error}",
                 hint="run as root, or choose one of your own with --runtime-dir",
             ) from None
         except OSError as error:
-            raise SockscopeError(f"the runtime directory {path} cannot be used: {error.strerror}") from None
+            raise SockscopeError(
+                f"the runtime directory {path} cannot be used: {error.strerror}",
+                "choose another one with --runtime-dir",
+            ) from None
         try:
             fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            said = os.pread(lock_fd, 32, 0).removeprefix(_LOCK_MARK)
+            holder = said.decode("ascii", "replace").strip() or "unknown"
             os.close(lock_fd)
             raise Taken(
                 f"the runtime directory {path} is held by a running instance, pid {holder}",
                 "stop that one, or choose another with --runtime-dir",
             ) from None
         os.ftruncate(lock_fd, 0)
-        os.pwrite(lock_fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(lock_fd, _LOCK_MARK + f" {os.getpid()}\n".encode(), 0)
         held = cls(path, lock_fd)
         held._clear()
         return held
@@ -74,7 +84,7 @@ class RuntimeDir:
     def release(self) -> None:
         """Removes what was made in it and gives up the lock; the directory and the lock file stay."""
         self._clear()
-        os.ftruncate(self._lock_fd, 0)
+        os.ftruncate(self._lock_fd, len(_LOCK_MARK))
         os.close(self._lock_fd)
         self._lock_fd = -1
 
@@ -97,4 +107,20 @@ def _check_ours(path: str) -> None:
         raise Denied(
             f"the runtime directory {path} belongs to user {found.st_uid}",
             hint="choose one of your own with --runtime-dir",
+        )
+
+
+def _check_nobody_elses(path: str) -> None:
+    """Raises: SockscopeError for a directory with files in it and no lock of ours among them: its mode would be
+    changed, and files that happen to have our names removed."""
+    try:
+        with open(os.path.join(path, _LOCK), "rb") as lock:
+            if lock.read(len(_LOCK_MARK)) == _LOCK_MARK:
+                return
+    except FileNotFoundError:
+        pass
+    if os.listdir(path):
+        raise SockscopeError(
+            f"the runtime directory {path} is used for something else",
+            "name one that does not exist yet, or an empty one, with --runtime-dir",
         )

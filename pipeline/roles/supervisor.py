@@ -102,6 +102,8 @@ class Supervisor:
         clock: Clock,
     ) -> None:
         self._config = config
+        self._only_netns = only_netns
+        self._told_none = False
         self._runtime_dir = runtime_dir
         self._folder = folder
         self._relay_fd = relay_fd
@@ -165,6 +167,9 @@ class Supervisor:
 
     def _discover(self, now_s: float) -> None:
         found = self._discovery.scan(now_s)
+        if self._only_netns and not found and not self._told_none:
+            self._told_none = True
+            _log.warning("no namespace is called %s", " or ".join(self._only_netns))
         changes = diff(self._known, found)
         before, self._known = self._known, found
         for inode in changes.gone:

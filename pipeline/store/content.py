@@ -16,18 +16,22 @@ from pipeline.store.history import History
 from pipeline.store.ownership import Owners
 from pipeline.store.peers import flowing, part, update_peers
 from pipeline.store.rows import CONNECTION_COLUMNS, stored_row
+from pipeline.store.unheld import Unheld
 
 _WRITTEN = ("netns", "key", *CONNECTION_COLUMNS, "direction",
             "pid", "start_ticks", "holder_netns", "holder_seen_s", "owner_role",
-            "changed_seq", "first_seen_s", "added_seq")  # fmt: skip
-_STAYING = ("netns", "key", "direction", "first_seen_s", "added_seq")
+            "changed_seq", "first_seen_s")  # fmt: skip
+_STAYING = ("netns", "key", "direction", "first_seen_s")
 # The direction stays as first decided, except that a socket may start to listen, or leave the undecided states.
 _UPSERT = (
-    f"INSERT INTO connection({', '.join(_WRITTEN)}) VALUES ({', '.join('?' * len(_WRITTEN))})"
+    f"INSERT INTO connection({', '.join(_WRITTEN)}, added_seq, inode_seen_s)"
+    f" VALUES ({', '.join(f'?{at + 1}' for at in range(len(_WRITTEN)))}, ?{len(_WRITTEN) - 1}, ?{len(_WRITTEN)})"
     " ON CONFLICT(netns, key) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in _WRITTEN if name not in _STAYING)
     + ", direction = CASE WHEN excluded.direction = 'listen' OR direction IN ('listen', 'unknown')"
     " THEN excluded.direction ELSE direction END"
+    ", listener_inode = NULL"
+    ", inode_seen_s = CASE WHEN inode = excluded.inode THEN inode_seen_s ELSE excluded.inode_seen_s END"
 )
 _SHOW = """
 UPDATE process SET shown = reporter = (
@@ -37,10 +41,12 @@ _HELD_BY = "SELECT inode FROM holding WHERE pid = ? AND start_ticks = ?"
 _CHANGED_IN = "SELECT DISTINCT netns FROM connection WHERE changed_seq = ?"
 _EDGES_CHANGED = f"SELECT EXISTS (SELECT 1 FROM connection c WHERE c.changed_seq = ? AND {flowing('c')})"
 _STORED_LISTENERS = """
-SELECT local_port, local_ip FROM connection WHERE netns = ? AND state = 'LISTEN' AND proto = 'tcp'"""
+SELECT local_port, local_ip, key FROM connection WHERE netns = ? AND state = 'LISTEN' AND proto = 'tcp'"""
 _HEAD = """
-INSERT INTO namespace(netns, cookie, life, generation, source, taken_at_s, walked_at_s, denied, health)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(netns) DO UPDATE SET
+INSERT INTO namespace(netns, cookie, life, generation, source, taken_at_s, walked_at_s, denied, health, pass_began_s)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(netns) DO UPDATE SET
+pass_began_s = CASE WHEN life IS NOT excluded.life THEN excluded.pass_began_s
+  WHEN walked_at_s IS NOT excluded.walked_at_s THEN walked_at_s ELSE pass_began_s END,
 cookie = coalesce(excluded.cookie, cookie), life = excluded.life, generation = excluded.generation,
 source = excluded.source, taken_at_s = excluded.taken_at_s, walked_at_s = excluded.walked_at_s,
 denied = excluded.denied, health = excluded.health"""
@@ -67,6 +73,10 @@ class ContentWriter:
     _arrivals: list[_Arrivals] = field(default_factory=list)
     # Namespaces that lost a connection.
     _lessened: set[int] = field(default_factory=set)
+    _unheld: Unheld = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._unheld = Unheld(self.database, self.history)
 
     def write(self, change: Change) -> None:
         """One namespace's changes."""
@@ -97,7 +107,7 @@ class ContentWriter:
         self.database.execute("DELETE FROM process WHERE reporter = ?", (netns,))
         self.database.execute(
             "UPDATE namespace SET cookie = NULL, life = NULL, generation = NULL, source = NULL, taken_at_s = NULL,"
-            " walked_at_s = NULL, denied = 0, health = '{}' WHERE netns = ?", (netns,),
+            " walked_at_s = NULL, pass_began_s = NULL, denied = 0, health = '{}' WHERE netns = ?", (netns,),
         )  # fmt: skip
 
     def finish(self) -> None:
@@ -107,9 +117,10 @@ class ContentWriter:
         inodes = {row[9] for arrivals in self._arrivals for row in arrivals.rows}
         owners = Owners(self.database, inodes | self._held_inodes)
         # Before the new rows come in: those are written with their owner.
-        owners.update_rows(self._held_inodes, seq)
+        self._unheld.note_places(owners.update_rows(self._held_inodes, seq))
         for arrivals in self._arrivals:
             self.database.executemany(_UPSERT, _upsert_values(arrivals, owners, seq))
+        self._unheld.update()
         update_peers(self.database, seq)
 
     def touched(self) -> tuple[tuple[int, ...], bool]:
@@ -124,10 +135,13 @@ class ContentWriter:
 
     def _write_head(self, change: Change) -> None:
         head = change.head
+        # The first look at a namespace reads the table, then every process, and is dated by the table; a later pass
+        # began when the one before it had ended.
+        began_s = head.walked_at_s if head.walked_at_s == head.taken_at_s else None
         self.database.execute(
             _HEAD,
             (head.netns, head.cookie, head.life, head.generation, head.source, head.taken_at_s, head.walked_at_s,
-             head.denied, json.dumps(asdict(head.health))),
+             head.denied, json.dumps(asdict(head.health)), began_s),
         )  # fmt: skip
 
     def _write_processes(self, netns: int, change: Change) -> None:
@@ -173,6 +187,7 @@ class ContentWriter:
 
     def _note_holders(self, inodes: Collection[int]) -> None:
         """Before a holder of these comes or goes."""
+        self._unheld.note_holders(inodes)
         self.history.keep_changing_owners(inodes)
         self._held_inodes.update(inodes)
 
@@ -190,7 +205,10 @@ class ContentWriter:
         rows = [row for row in change.connections.values() if row is not None]
         listeners = _listeners_of(rows)
         # Also those that go in this very change: they were there when the row came.
-        listeners.update(self.database.execute(_STORED_LISTENERS, (netns,)))
+        places = {}
+        for port, local_ip, key in self.database.execute(_STORED_LISTENERS, (netns,)):
+            listeners.add((port, local_ip))
+            places[key] = (netns, port)
         gone: Collection[SocketKey] = [key for key, row in change.connections.items() if row is None]
         if change.base:
             stored = {key: tuple(values) for key, *values in self.database.execute(
@@ -203,6 +221,9 @@ class ContentWriter:
         else:
             older = () if self.history.first else [row[0] for row in rows]
         part(self.database, netns, (*older, *gone))
+        self._unheld.note_closed(netns, [row[0] for row in rows if not row[9]])
+        self._unheld.note_places(places[key] for key in places.keys() & {*older, *gone})
+        self._unheld.note_places((netns, port) for port, _ in _listeners_of(rows))
         self.history.keep_changing(netns, older)
         self.history.keep_going(netns, gone)
         deleted = self.database.executemany(
@@ -224,4 +245,4 @@ def _upsert_values(arrivals: _Arrivals, owners: Owners, seq: int) -> Iterable[tu
         values = stored_row(row)
         direction = decide(row[1], row[3], values[7], row[5], listeners)
         yield (netns, row[0], *values, direction, *owners.choice(row[9], values[2] == "LISTEN"),
-               seq, seen_s, seq)  # fmt: skip
+               seq, seen_s)  # fmt: skip

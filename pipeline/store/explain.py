@@ -1,4 +1,4 @@
-"""Why a connection has the owner it has, or none: in words, from what is stored."""
+"""Why a connection has the owner it has and the role that goes with it, or none: in words, from what is stored."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ _HOLDER_FIELDS = ("pid", "start_ticks", "fd", "comm", "netns", "container")
 # Those that have no inode any more, and why.
 _NO_INODE = {
     "TIME_WAIT": "the socket is closed and only its addresses are still reserved",
-    "SYN_RECV": "the connection is not accepted yet; who listens on its port gets it",
-    "FIN_WAIT2": "its process has closed it and the kernel finishes it",
+    **dict.fromkeys(
+        ("SYN_RECV", "ESTABLISHED", "CLOSE_WAIT"),
+        "the connection is not accepted yet, and who will is not known: no listener of a known process is on its port,"
+        " or several that do not belong to the same processes",
+    ),
 }
+_CLOSED = "its process has closed it and the kernel finishes it"
 _FACTS = f"""
-SELECT c.id, c.state, c.inode, n.walked_at_s, n.denied FROM {CONNECTIONS.source} WHERE {{where}} ORDER BY c.id"""
+SELECT c.id, c.state, c.inode, n.walked_at_s IS NULL, n.denied, c.owner_role, c.last_pid, c.last_comm
+FROM {CONNECTIONS.source} WHERE {{where}} ORDER BY c.id"""
 _HELD = f"""
 SELECT {", ".join(HOLDERS.columns.values())}, h.seen_s + {WALL_OFFSET}
 FROM {HOLDERS.source} WHERE {{where}}"""
@@ -28,8 +33,15 @@ SELECT coalesce(sum(walked_at_s IS NULL), 0), coalesce(sum(denied), 0) FROM name
 _LOST = "SELECT coalesce(sum(count), 0) FROM loss WHERE name = 'processes_denied'"
 
 
+_KERNEL = (
+    "Every process was looked at since it appeared and none holds it: the kernel itself owns it (as NFS, tunnels"
+    " and the like do), or it is on its way from one process to another."
+)
+
+
 class Explained(NamedTuple):
-    """`holders`: who holds the socket, the owner first, each with `seen_at` and `rule`, why it stands where it does."""
+    """`holders`: who holds the socket, or the listener it waits at, the owner first, each with `seen_at` and `rule`,
+    why it stands where it does."""
 
     explanation: str
     holders: list[dict[str, Any]]
@@ -43,12 +55,18 @@ def explain(reader: Reader, condition: Condition, limit: int | None) -> list[Exp
     ((unwalked, denied),) = reader.rows(_WALKS)
     ((outside,),) = reader.rows(_LOST)
     explained = []
-    for row_id, state, inode, walked_at_s, denied_here in facts:
+    for row_id, state, inode, unwalked_here, denied_here, role, last_pid, last_comm in facts:
         held = holders.get(row_id, [])
         if held:
-            explained.append(_owned(held, state == "LISTEN"))
+            explained.append(_owned(held, role))
+        elif role == "kernel":
+            explained.append(Explained(_KERNEL, []))
+        elif last_pid is not None:
+            explained.append(
+                Explained(_last(state, inode, f"{last_comm or 'a process'} (pid {last_pid})"), [])
+            )
         else:
-            why = _unowned(state, inode, walked_at_s is None, denied_here, unwalked, denied + outside)
+            why = _unowned(state, inode, unwalked_here, denied_here, unwalked, denied + outside)
             explained.append(Explained(why, []))
     return explained
 
@@ -61,7 +79,8 @@ def _holders(reader: Reader, row_ids: Iterable[int]) -> dict[int, list[tuple[Any
     return found
 
 
-def _owned(rows: list[tuple[Any, ...]], listening: bool) -> Explained:
+def _owned(rows: list[tuple[Any, ...]], role: str | None) -> Explained:
+    listening = bool(rows[0][1])
     by_holder = {Holder(*row[2:7]): row for row in rows}
     inorder = ordered(by_holder, listening)
     holders = []
@@ -74,6 +93,8 @@ def _owned(rows: list[tuple[Any, ...]], listening: bool) -> Explained:
     owner = (
         f"{first['comm'] or 'a process'} (pid {first['pid']}) holds the socket as descriptor {first['fd']}"
     )
+    if role == "pending":
+        owner = f"The connection is not accepted yet; of the listener that it came to: {owner}"
     processes = len({(one["pid"], one["start_ticks"]) for one in holders})
     if processes == 1:
         return Explained(f"{owner}. No other process does.", holders)
@@ -84,12 +105,21 @@ def _owned(rows: list[tuple[Any, ...]], listening: bool) -> Explained:
     )
 
 
+def _last(state: str, inode: int, owner: str) -> str:
+    if inode:
+        return f"No process is known to hold it now; the last one was {owner}, which closed it, ended, or handed it on."
+    why = _NO_INODE["TIME_WAIT"] if state == "TIME_WAIT" else _CLOSED
+    return (
+        f"No process holds this socket any more: in {state} it has no inode, {why}. The last one was {owner}."
+    )
+
+
 def _unowned(
     state: str, inode: int, unwalked_here: bool, denied_here: int, unwalked: int, denied: int
 ) -> str:
     if not inode:
-        why = _NO_INODE.get(state, "its process has closed it and the kernel finishes it")
-        return f"No process holds this socket any more: in {state} it has no inode, {why}."
+        why = _NO_INODE.get(state, _CLOSED)
+        return f"No process holds this socket: in {state} it has no inode, {why}."
     if unwalked_here:
         return "The processes of its namespace have not all been looked at yet."
     if denied_here:
@@ -98,7 +128,4 @@ def _unowned(
         return f"No process that may be read holds it, and {denied} processes elsewhere may not be read."
     if unwalked:
         return f"No process of its namespace holds it; the processes of {unwalked} others were not all looked at yet."
-    return (
-        "Every process was looked at and none holds it: the kernel itself owns it (as NFS, tunnels and the like do),"
-        " or it is on its way from one process to another."
-    )
+    return "No process was found to hold it; not all were looked at again since it appeared."

@@ -157,21 +157,23 @@ def _netns(column: str) -> Filter:
     return condition
 
 
-def _held(holdings: str, read: Callable[[str, Any], Any]) -> Filter:
-    """Any owner, not only the primary. `holdings`: what selects their descriptors as h."""
-    held = f"c.inode <> 0 AND c.inode IN (SELECT h.inode FROM {holdings})"
-    return lambda name, value: Condition(held, (read(name, value),))
+def _held(column: str, holdings: str, read: Callable[[str, Any], Any]) -> Filter:
+    """Any owner, not only the primary. `holdings`: what selects their descriptors as h; `column`: of last owners."""
+    inodes = f"SELECT h.inode FROM {holdings} AND h.inode <> 0"
+    last = f"SELECT l.id FROM connection l WHERE l.owner_role = 'last' AND l.last_{column} = ?"
+    held = f"c.inode IN ({inodes}) OR c.listener_inode IN ({inodes}) OR c.id IN ({last})"
+    return lambda name, value: Condition(held, (read(name, value),) * 3)
 
 
 def _held_by_process(column: str) -> Filter:
     # CROSS JOIN: from the few processes to their descriptors, in this order.
     holdings = "process q CROSS JOIN holding h ON h.pid = q.pid AND h.start_ticks = q.start_ticks"
-    return _held(f"{holdings} WHERE q.shown AND q.{column} = ?", _text)
+    return _held(column, f"{holdings} WHERE q.shown AND q.{column} = ?", _text)
 
 
 CONNECTION_FILTERS: dict[str, Filter] = {
     "netns": _netns("c.netns"),
-    "pid": _held("holding h WHERE h.pid = ?", _integer),
+    "pid": _held("pid", "holding h WHERE h.pid = ?", _integer),
     "comm": _held_by_process("comm"),
     "container": _held_by_process("container"),
     "proto": _word("c.proto", PROTO_NAMES.values(), str.lower),
@@ -188,6 +190,7 @@ CONNECTION_FILTERS: dict[str, Filter] = {
     "cookie": _equals("c.cookie", _integer),
     "listening": _flag("c.state = 'LISTEN'"),
     "established": _flag("c.state = 'ESTABLISHED'"),
+    # Of nobody and for no known reason: what the kernel owns is not among them.
     "unowned": _flag("c.owner_role IS NULL"),
 }
 

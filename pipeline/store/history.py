@@ -26,8 +26,10 @@ _KEPT = (
     "added_seq",
 )
 _OWNERS = (
-    "(SELECT json_group_array(json_array(h.pid, p.comm, p.container)) FROM holding h LEFT JOIN process p"
-    " ON p.pid = h.pid AND p.start_ticks = h.start_ticks AND p.shown WHERE h.inode = c.inode AND c.inode <> 0)"
+    "CASE WHEN c.owner_role = 'last' THEN json_array(json_array(c.last_pid, c.last_comm, c.last_container)) ELSE"
+    " (SELECT json_group_array(json_array(h.pid, p.comm, p.container)) FROM holding h LEFT JOIN process p"
+    " ON p.pid = h.pid AND p.start_ticks = h.start_ticks AND p.shown"
+    " WHERE h.inode = nullif(coalesce(c.listener_inode, c.inode), 0)) END"
 )
 _KEEP = (
     f"INSERT INTO past(until_seq, gone, {', '.join(_KEPT)}, owners)"
@@ -43,9 +45,13 @@ def _keep(rows: str, *, gone: bool) -> str:
 
 _BY_KEY = "connection c WHERE c.netns = ? AND c.key = ?"
 _BY_INODE = "json_each(?) AS wanted CROSS JOIN connection c ON c.inode = wanted.value WHERE 1"
+_BY_LISTENER = "json_each(?) AS wanted CROSS JOIN connection c ON c.listener_inode = wanted.value WHERE 1"
+_BY_ID = "json_each(?) AS wanted CROSS JOIN connection c ON c.id = wanted.value WHERE 1"
 _CHANGING = _keep(_BY_KEY, gone=False)
 _GOING = _keep(_BY_KEY, gone=True)
 _CHANGING_OWNERS = _keep(_BY_INODE, gone=False)
+_CHANGING_PENDING = _keep(_BY_LISTENER, gone=False)
+_CHANGING_ROLES = _keep(_BY_ID, gone=False)
 _ALL_GOING = _keep("connection c WHERE c.netns = ?", gone=True)
 
 
@@ -79,6 +85,12 @@ class History:
         if self._keeps and inodes:
             wanted = json.dumps(sorted(inode for inode in inodes if inode))
             self._database.execute(_CHANGING_OWNERS, (self.seq, wanted))
+            self._database.execute(_CHANGING_PENDING, (self.seq, wanted))
+
+    def keep_changing_roles(self, row_ids: Collection[int]) -> None:
+        """Rows about to get another owner although none of their holders changed."""
+        if self._keeps and row_ids:
+            self._database.execute(_CHANGING_ROLES, (self.seq, json.dumps(sorted(row_ids))))
 
 
 class Past:

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-TABLES = """
+# Not accepted yet: in the queue of a listener, where no process has a descriptor of it.
+WAITING = "inode = 0 AND state IN ('ESTABLISHED', 'SYN_RECV', 'CLOSE_WAIT')"
+# With an inode, but nobody was ever known to hold it.
+UNHELD = "owner_role IS NULL AND inode <> 0 AND last_pid IS NULL"
+
+TABLES = f"""
 -- `log_from_seq`: the first commit whose images `past` has, and those of all since; NULL: none are kept.
 CREATE TABLE meta(
   epoch TEXT NOT NULL, host TEXT NOT NULL, seq INTEGER NOT NULL, started_s REAL NOT NULL, wall_offset_s REAL NOT NULL,
   ready INTEGER NOT NULL, log_from_seq INTEGER);
--- One row per namespace inode: what the roster says, and the head of its newest snapshot.
+-- One row per namespace inode: what the roster says, and the head of its newest snapshot. `pass_began_s`: its last
+-- complete pass over all descriptors began no earlier; NULL: not known of any.
 CREATE TABLE namespace(
   netns INTEGER PRIMARY KEY, cookie INTEGER, name TEXT, names TEXT NOT NULL DEFAULT '[]',
   listed INTEGER NOT NULL DEFAULT 0, listed_at_s REAL, worker_pid INTEGER, state TEXT, checked_at_s REAL,
-  life INTEGER, generation INTEGER, source TEXT, taken_at_s REAL, walked_at_s REAL,
-  denied INTEGER NOT NULL DEFAULT 0, health TEXT NOT NULL DEFAULT '{}', stale INTEGER NOT NULL DEFAULT 1);
+  life INTEGER, generation INTEGER, source TEXT, taken_at_s REAL, walked_at_s REAL, pass_began_s REAL,
+  denied INTEGER NOT NULL DEFAULT 0, health TEXT NOT NULL DEFAULT '{{}}', stale INTEGER NOT NULL DEFAULT 1);
 -- `reporter`: the namespace whose worker published the row. A process that changes its namespace is for a moment
 -- published by two workers or by none, in any order: rows of two reporters never replace each other. `shown`: the one
 -- of a process that is believed, the row of the worker in whose namespace it says to be.
@@ -36,13 +42,16 @@ CREATE INDEX holding_inode ON holding(inode, seen_s);
 -- `pid` to `owner_role` are the chosen owner, materialised by store/ownership.py; `peer_id` and `peer_ambiguous` the
 -- other end on this host, by store/peers.py. `changed_seq`: the commit that last wrote the row, its owners or what it
 -- shows of them; `added_seq`: the one it came with.
+-- `listener_inode`: of a connection that waits to be accepted, the socket whose holders are its owners. `last_*`: who
+-- owned a row without holders when it last had one. `inode_seen_s`: since when the row has the inode it has.
 CREATE TABLE connection(
   id INTEGER PRIMARY KEY, netns INTEGER NOT NULL, key NOT NULL, proto TEXT, family TEXT, state TEXT,
   local_addr TEXT, local_port INTEGER, remote_addr TEXT, remote_port INTEGER, local_ip BLOB, remote_ip BLOB,
   device TEXT, inode INTEGER, cookie INTEGER, uid INTEGER, direction TEXT,
   pid INTEGER, start_ticks INTEGER, holder_netns INTEGER, holder_seen_s REAL, owner_role TEXT,
   first_seen_s REAL, added_seq INTEGER, changed_seq INTEGER, peer_id INTEGER,
-  peer_ambiguous INTEGER NOT NULL DEFAULT 0);
+  peer_ambiguous INTEGER NOT NULL DEFAULT 0, inode_seen_s REAL, listener_inode INTEGER, last_pid INTEGER,
+  last_start_ticks INTEGER, last_seen_s REAL, last_comm TEXT, last_netns INTEGER, last_container TEXT);
 CREATE UNIQUE INDEX connection_key ON connection(netns, key);
 CREATE INDEX connection_inode ON connection(inode);
 CREATE INDEX connection_local_port ON connection(local_port);
@@ -51,7 +60,11 @@ CREATE INDEX connection_remote_port ON connection(remote_port);
 -- With its ports: what finds the other end of a connection.
 CREATE INDEX connection_remote_ip ON connection(remote_ip, remote_port, local_port);
 CREATE INDEX connection_changed ON connection(changed_seq, netns);
-CREATE INDEX connection_listener ON connection(netns) WHERE state = 'LISTEN';
+CREATE INDEX connection_listener ON connection(netns, local_port) WHERE state = 'LISTEN';
+CREATE INDEX connection_waiting ON connection(netns, local_port) WHERE {WAITING};
+CREATE INDEX connection_pending ON connection(listener_inode) WHERE listener_inode IS NOT NULL;
+CREATE INDEX connection_last ON connection(last_pid) WHERE owner_role = 'last';
+CREATE INDEX connection_unheld ON connection(inode_seen_s) WHERE {UNHELD};
 -- What a row mirrored before it went or was written over, until peers.py has seen to those.
 CREATE TABLE parted(
   peer_id INTEGER, proto TEXT, local_ip BLOB, local_port INTEGER, remote_ip BLOB, remote_port INTEGER);
@@ -80,7 +93,9 @@ INSERT INTO sqlite_stat1(tbl, idx, stat) VALUES
   ('connection', 'connection_key', '100000 2000 1'), ('connection', 'connection_inode', '100000 2'),
   ('connection', 'connection_local_port', '100000 10'), ('connection', 'connection_remote_port', '100000 40'),
   ('connection', 'connection_remote_ip', '100000 50 2 1'), ('connection', 'connection_cookie', '100000 1'),
-  ('connection', 'connection_listener', '5000 100'), ('connection', 'connection_changed', '100000 100 10'),
+  ('connection', 'connection_listener', '5000 100 2'), ('connection', 'connection_changed', '100000 100 10'),
+  ('connection', 'connection_waiting', '1000 50 5'), ('connection', 'connection_pending', '1000 20'),
+  ('connection', 'connection_last', '5000 50'), ('connection', 'connection_unheld', '100 10'),
   ('holding', 'holding', '100000 50 50 1 1 1'), ('holding', 'holding_inode', '100000 1 1'),
   ('holding', 'holding_reporter', '100000 2000'),
   ('process', 'process', '2000 1 1 1'), ('process', 'process_reporter', '2000 40'), ('namespace', NULL, '50');
@@ -90,6 +105,9 @@ ANALYZE sqlite_schema;
 # max() of a NULL is NULL: a namespace that was never seen has no age, whatever the gate says of it.
 _PROVEN = "max(n.taken_at_s, coalesce(n.checked_at_s, n.taken_at_s))"
 AGE_S = f"(monotonic_s() - {_PROVEN})"
+
+
+_IS_LAST = "c.owner_role = 'last'"
 
 
 class Table(NamedTuple):
@@ -124,8 +142,9 @@ CONNECTIONS = Table(
         "direction": "c.direction",
         "owner_role": "c.owner_role",
         "pid": "c.pid",
-        "comm": "p.comm",
-        "container": "p.container",
+        # The last owner as it was then: its process may have ended, or be another program by now.
+        "comm": f"iif({_IS_LAST}, c.last_comm, p.comm)",
+        "container": f"iif({_IS_LAST}, c.last_container, p.container)",
         "nat": "NULL",
         "seen_at": f"n.taken_at_s + {WALL_OFFSET}",
         # A complete pass of the holder's worker confirms every descriptor that it does not report as gone.
@@ -140,16 +159,18 @@ CONNECTIONS = Table(
     "connection c",
 )
 
-# inode 0 is no key: several rows may share it, and nobody holds it.
+_PROCESS_OF_HOLDING = " LEFT JOIN process p ON p.pid = h.pid AND p.start_ticks = h.start_ticks AND p.shown"
+# inode 0 is no key: several rows may share it, and nobody holds it. CROSS: from the row to its holders.
 _OWNER_SOURCE = (
-    "connection c JOIN holding h ON h.inode = c.inode AND c.inode <> 0"
-    " LEFT JOIN process p ON p.pid = h.pid AND p.start_ticks = h.start_ticks AND p.shown"
+    "connection c CROSS JOIN holding h ON h.inode = nullif(coalesce(c.listener_inode, c.inode), 0)"
+    + _PROCESS_OF_HOLDING
 )
-# All holders of the rows selected; `fd` and `reporter` tell apart what the rules of merge/owners.py order.
+# All holders of the rows selected, or of the listener that a row waits at; `fd` and `reporter` tell apart what the
+# rules of merge/owners.py order.
 HOLDERS = Table(
     {
         "id": "c.id",
-        "state": "c.state",
+        "listening": "(c.state = 'LISTEN' OR c.listener_inode NOT NULL)",
         "pid": "h.pid",
         "start_ticks": "h.start_ticks",
         "fd": "h.fd",
@@ -161,6 +182,25 @@ HOLDERS = Table(
     },
     _OWNER_SOURCE,
     _OWNER_SOURCE,
+)
+
+# The last owners of the rows selected, in the columns of HOLDERS: those that nobody holds any more have one each.
+LAST_OWNERS = Table(
+    {
+        "id": "c.id",
+        "listening": "0",
+        "pid": "c.last_pid",
+        "start_ticks": "c.last_start_ticks",
+        "fd": "NULL",
+        "reporter": "NULL",
+        "seen_s": "c.last_seen_s",
+        "comm": "c.last_comm",
+        "netns": "c.last_netns",
+        "container": "c.last_container",
+    },
+    "connection c",
+    "connection c",
+    _IS_LAST,
 )
 
 NAMESPACES = Table(
@@ -210,13 +250,20 @@ def _view(name: str, table: Table) -> str:
     return f"CREATE VIEW {name} AS SELECT {columns} FROM {table.source} WHERE {table.always};"
 
 
+_OWNERS_BY = (
+    "SELECT DISTINCT c.netns AS netns, c.cookie AS cookie, c.inode AS inode, h.pid AS pid,"
+    " h.start_ticks AS start_ticks, p.comm AS comm, h.fd AS fd, p.netns AS owner_netns, p.container AS container"
+    " FROM connection c JOIN holding h ON h.inode = c.{inode}" + _PROCESS_OF_HOLDING + " WHERE 1"
+)
 VIEWS = "\n".join(
     (
         _view("connections", CONNECTIONS),
         _view("namespaces", NAMESPACES),
         _view("processes", PROCESSES),
-        "CREATE VIEW owners AS SELECT DISTINCT c.netns AS netns, c.cookie AS cookie, c.inode AS inode, h.pid AS pid,"
-        " h.start_ticks AS start_ticks, p.comm AS comm, h.fd AS fd, p.netns AS owner_netns, p.container AS container"
-        f" FROM {_OWNER_SOURCE};",
+        # Two joins and not one on either inode, so that both can begin at the holder.
+        f"CREATE VIEW owners AS {_OWNERS_BY.format(inode='inode')} AND c.inode <> 0"
+        f" UNION ALL {_OWNERS_BY.format(inode='listener_inode')}"
+        " UNION ALL SELECT c.netns, c.cookie, c.inode, c.last_pid, c.last_start_ticks, c.last_comm, NULL,"
+        f" c.last_netns, c.last_container FROM connection c WHERE {_IS_LAST};",
     )
 )

@@ -10,7 +10,7 @@ from pipeline.merge.owners import Holder, ordered
 from pipeline.store.edges import EDGE_COLUMNS, EDGES_ORDER, EDGES_SOURCE, SIDE_FIELDS
 from pipeline.store.filters import Condition
 from pipeline.store.reader import Reader
-from pipeline.store.schema import BOOLEANS, CONNECTIONS, HOLDERS, JSON_LISTS, Table
+from pipeline.store.schema import BOOLEANS, CONNECTIONS, HOLDERS, JSON_LISTS, LAST_OWNERS, Table
 
 OWNERS = "owners"
 
@@ -76,10 +76,12 @@ def _owners_of(reader: Reader, condition: Condition, limit: int | None) -> dict[
         chosen = f"SELECT c.id FROM {CONNECTIONS.counted} WHERE {condition.sql} ORDER BY c.id"
         wanted, params = limited(chosen, condition, limit)
         where = f"c.id IN ({wanted})"
-    sql = f"SELECT {', '.join(HOLDERS.columns.values())} FROM {HOLDERS.source} WHERE {where}"
     held: dict[int, list[tuple[Any, ...]]] = {}
-    for row in reader.rows(sql, params):
-        held.setdefault(row[0], []).append(row)
+    for table in (HOLDERS, LAST_OWNERS):
+        columns = ", ".join(table.columns.values())
+        sql = f"SELECT {columns} FROM {table.source} WHERE {table.always} AND ({where})"
+        for row in reader.rows(sql, params):
+            held.setdefault(row[0], []).append(row)
     return {row_id: _in_order(rows) for row_id, rows in held.items()}
 
 
@@ -87,7 +89,7 @@ def _in_order(rows: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
     """The owners that the HOLDERS rows of one connection describe, primary first."""
     if len(rows) > 1:
         by_holder = {Holder(*row[2:7]): row for row in rows}
-        rows = [by_holder[holder] for holder in ordered(by_holder, rows[0][1] == "LISTEN")]
+        rows = [by_holder[holder] for holder in ordered(by_holder, bool(rows[0][1]))]
     return [
         {
             "pid": pid,

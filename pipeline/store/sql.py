@@ -33,7 +33,15 @@ _TAKEN_NAME = re.compile(
 )
 _OUR_TABLES = "|".join(re.findall(r"CREATE TABLE (\w+)", TABLES))
 _PRIVATE = re.compile(rf"({_OUR_TABLES}|sqlite_\w+|pragma_\w+|dbstat)$")
-_COMMENT = re.compile(r"--[^\n]*|/\*.*?(\*/|$)", re.DOTALL)
+# What a statement is made of besides words: quoted names and texts, in which nothing is a comment, and comments.
+_TOKEN = re.compile(
+    r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`(?:[^`]|``)*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|$)""", re.DOTALL
+)
+# A private table where rows come from: even how many they are is nobody's business.
+_PRIVATE_SOURCE = re.compile(
+    rf"""(?:\bFROM|\bJOIN|,)\s*\(*\s*(?:["'`\[]?\w+["'`\]]?\s*\.\s*)?["'`\[]?({_OUR_TABLES}|sqlite_\w+)\b""",
+    re.IGNORECASE,
+)
 
 
 class Result(NamedTuple):
@@ -52,9 +60,13 @@ def select_sql(database: sqlite3.Connection, statement: str, limit: int | None) 
     """
     if len(statement.encode(errors="replace")) > _MAX_STATEMENT_BYTES:
         raise Refused(f"a statement of more than {_MAX_STATEMENT_BYTES} bytes")
-    taken = _TAKEN_NAME.search(_COMMENT.sub(" ", statement))
+    code = _TOKEN.sub(_code_of, statement)
+    taken = _TAKEN_NAME.search(code)
     if taken:
         raise Refused(f"{taken[1]} is the name of a table here, call the subquery something else")
+    private = _PRIVATE_SOURCE.search(code)
+    if private:
+        raise Refused(f"SQL: {private[1]} cannot be read; the tables are {', '.join(VIEWS)}", "sql_error")
     authorizer = _Authorizer()
     with _restricted(database, authorizer):
         try:
@@ -68,6 +80,14 @@ def select_sql(database: sqlite3.Connection, statement: str, limit: int | None) 
                 raise
             raise Refused(f"SQL: {authorizer.refused or error}", "sql_error") from None
     return Result(columns, rows, truncated)
+
+
+def _code_of(token: re.Match[str]) -> str:
+    """A token as far as names go: comments are blank, and so are texts, unless SQLite could take one for a name."""
+    text = token[0]
+    if text.startswith(("--", "/*")):
+        return " "
+    return "''" if text[0] == "'" and not text[1:-1].isidentifier() else text
 
 
 def _told_apart(names: Iterable[str]) -> list[str]:

@@ -65,7 +65,7 @@ class TableReader:
                 if self._source == "sock_diag":
                     raise
                 if not self._denied_until_s:
-                    _log.info("sock_diag is refused (%s): reading /proc text instead", error)
+                    _log.debug("sock_diag is refused (%s): reading /proc text instead", error)
                 self._denied_until_s = self._clock.monotonic_s() + _DENIED_RETRY_S
         return self._read_text(tasks)
 

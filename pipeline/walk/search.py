@@ -7,7 +7,7 @@ socket held only from another namespace (that namespace's worker finds it).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 from pipeline.clock import Clock
 from pipeline.model.process import Task
@@ -42,20 +42,23 @@ class OwnerSearch:
         walker, files = self._walker, self._walker.holdings.files
         self._lost = (self._lost | self._table.take_left()) & walker.holdings.holders.keys()
         stop_at_s = self._clock.cpu_s() + limit_cpu_s
+        # Not only those that left the tables: a pass may have seen a socket that came and went between two readings,
+        # and its number may be another's by now.
+        doubtful = walker.holdings.holders.keys() - self._table.inodes if self.wanted() else self._lost
         unchanged: list[Task] = []
         for task in tasks:
             if not walker.is_known(task):
                 walker.visit(task)
             elif task in files:
                 if walker.count_changed(task):
-                    walker.refresh(task, self._lost)
+                    walker.refresh(task, doubtful)
                 else:
                     unchanged.append(task)
             if self._clock.cpu_s() > stop_at_s:
                 return False
-        return self._ask_unchanged(unchanged, stop_at_s)
+        return self._ask_unchanged(unchanged, doubtful, stop_at_s)
 
-    def _ask_unchanged(self, tasks: list[Task], stop_at_s: float) -> bool:
+    def _ask_unchanged(self, tasks: list[Task], doubtful: Set[int], stop_at_s: float) -> bool:
         """Refreshes `tasks` until every socket has a holder, going on where the limit stopped it the last time.
 
         False: to be run again, also for sockets that appeared when a part of the tasks had been asked already.
@@ -65,7 +68,7 @@ class OwnerSearch:
             self._asked_for = set(missing)
         remaining = [task for task in tasks if task not in self._asked] if missing else []
         for task in self._likely_first(remaining, missing):
-            self._walker.refresh(task, self._lost)
+            self._walker.refresh(task, doubtful)
             self._asked.add(task)
             missing -= self._walker.holdings.holders.keys()
             if not missing:

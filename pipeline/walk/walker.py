@@ -135,6 +135,7 @@ class Walker:
     def _visit_in_blocks(self, task: Task, room: _Room) -> Iterator[None]:
         # Looked at again each time: its pid may be a user's process by now.
         self._kernel_threads.discard(task)
+        before = self.holdings.files.get(task)
         try:
             process = self._read_process(task, None)
             if process is None:
@@ -148,7 +149,7 @@ class Walker:
                     fds.update(fd_dir.socket_inodes(chunk))
                     begin += len(chunk)
                     room.left -= len(chunk)
-                    if room.left <= 0:
+                    if room.left <= 0 and begin < len(names):
                         yield
                         room.left = room.block
             # The pid may have been recycled meanwhile: then what was read is of two processes.
@@ -161,7 +162,8 @@ class Walker:
             self._health.rows_malformed += 1
         else:
             self.denied.discard(task)
-            if process is not None:
+            # A search that refreshed the task while this visit rested knows better than the descriptors read before.
+            if process is not None and self.holdings.files.get(task) is before:
                 self.holdings.put(task, process, fds, len(names))
                 self._note_netns_fds(task, fd_dir.netns_fds)
         room.left -= 1  # a visit has a price of its own, also where nothing is open

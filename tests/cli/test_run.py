@@ -117,12 +117,12 @@ def test_run_that_is_stopped_while_it_starts_leaves_nothing(tmp_path: Path) -> N
     assert "Traceback" not in log_of(runtime_dir).read_text()
 
 
-def test_a_runtime_dir_that_cannot_be_made_exits_4_with_one_sentence(
+def test_a_runtime_dir_that_cannot_be_made_exits_1_with_one_sentence(
     sockscope: Sockscope, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     completed = sockscope("run", "--runtime-dir", str(tmp_path / "file" / "run"), "--duration", "1")
-    assert completed.returncode == 4
+    assert completed.returncode == 1
     assert str(tmp_path / "file" / "run") in completed.stderr.decode()
     assert len(completed.stderr.splitlines()) == 1
 

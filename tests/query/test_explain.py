@@ -15,7 +15,8 @@ from tests.sample_state import BLUE, HOST, connection, holding, listener, proces
 
 def explained(*snapshots: Snapshot, losses: int = 0, **keys: Any) -> list[dict[str, Any]]:
     store = Store(":memory:", "epoch-1", "testhost", ManualClock(now_s=100.0), stale_after_s=15.0)
-    store.apply(snapshots)
+    for one in snapshots:
+        store.apply([one])
     if losses:
         store.set_losses({"processes_denied": losses})
     answered = answer(store.reader(), {"op": "explain", **keys})
@@ -52,11 +53,24 @@ def test_rule_that_chose_among_several_is_named() -> None:
     ]  # fmt: skip
 
 
+def test_of_a_connection_that_waits_the_holders_of_its_listener_are_named() -> None:
+    rows = explained(snapshot(
+        connections=[listener(1, 80), connection(2, inode=0, local=(b"\x0a\x00\x00\x01", 80))],
+        processes=[process(8, "nginx")], holdings=[holding(8, 6, 1)],
+    ))  # fmt: skip
+
+    assert rows[1]["explanation"] == (
+        "The connection is not accepted yet; of the listener that it came to: nginx (pid 8) holds the socket as"
+        " descriptor 6. No other process does."
+    )
+    assert [one["pid"] for one in rows[1]["holders"]] == [8]
+
+
 @pytest.mark.parametrize(
     ("snapshots", "losses", "explanation"),
     [
         ([snapshot(connections=[connection(1, inode=0, state=6)])], 0,
-         "No process holds this socket any more: in TIME_WAIT it has no inode, the socket is closed and only its"
+         "No process holds this socket: in TIME_WAIT it has no inode, the socket is closed and only its"
          " addresses are still reserved."),
         ([snapshot(connections=[connection(1)], walked_at_s=None)], 0,
          "The processes of its namespace have not all been looked at yet."),
@@ -67,8 +81,18 @@ def test_rule_that_chose_among_several_is_named() -> None:
         ([snapshot(connections=[connection(1)]), snapshot(BLUE, walked_at_s=None)], 0,
          "No process of its namespace holds it; the processes of 1 others were not all looked at yet."),
         ([snapshot(connections=[connection(1)])], 0,
-         "Every process was looked at and none holds it: the kernel itself owns it (as NFS, tunnels and the like do),"
-         " or it is on its way from one process to another."),
+         "No process was found to hold it; not all were looked at again since it appeared."),
+        ([snapshot(connections=[connection(1)], walked_at_s=100.0)], 0,
+         "Every process was looked at since it appeared and none holds it: the kernel itself owns it (as NFS, tunnels"
+         " and the like do), or it is on its way from one process to another."),
+        ([snapshot(connections=[connection(1, inode=0)])], 0,
+         "No process holds this socket: in ESTABLISHED it has no inode, the connection is not accepted yet, and who"
+         " will is not known: no listener of a known process is on its port, or several that do not belong to the same"
+         " processes."),
+        ([snapshot(connections=[connection(1)], processes=[process(8, "sshd")], holdings=[holding(8, 3, 1)]),
+          snapshot(generation=2, base=False, connections=[connection(1, inode=0, state=6)])], 0,
+         "No process holds this socket any more: in TIME_WAIT it has no inode, the socket is closed and only its"
+         " addresses are still reserved. The last one was sshd (pid 8)."),
     ],
 )  # fmt: skip
 def test_missing_owner_is_explained(snapshots: list[Snapshot], losses: int, explanation: str) -> None:

@@ -51,7 +51,7 @@ _MATCHES: dict[str, Callable[[Row, Any], bool]] = {
     "cookie": lambda row, value: row["cookie"] == int(value),
     "listening": lambda row, value: (row["state"] == "LISTEN") is value,
     "established": lambda row, value: (row["state"] == "ESTABLISHED") is value,
-    "unowned": lambda row, value: (row["owners"] == []) is value,
+    "unowned": lambda row, value: (row["owner_role"] is None) is value,
 }
 _ADDRESSES = st.sampled_from([
     "10.0.0.1", "10.0.0.0/8", "10.0.1.9/24", "0.0.0.0", "0.0.0.0/0", "127.0.0.0/8", "::", "::/0", "::1", "::/64",

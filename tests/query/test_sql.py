@@ -110,6 +110,29 @@ def test_nothing_can_be_changed_opened_or_switched(reader: Reader, path: str, sq
 
 
 @pytest.mark.parametrize(
+    "sql",
+    [
+        "WITH a AS (SELECT '--'), connections AS (SELECT * FROM x) SELECT * FROM connections",
+        "WITH a AS (SELECT '/*'), owners AS (SELECT * FROM x) SELECT * FROM owners",
+        "WITH a AS (SELECT 'it''s --'), \"connections\" AS (SELECT * FROM x) SELECT * FROM connections",
+        "WITH 'connections' /* -- */ AS (SELECT * FROM x) SELECT * FROM connections",
+        "WITH [a--] AS (SELECT 1), edges AS (SELECT * FROM x) SELECT * FROM edges",
+        "WITH `a/*` AS (SELECT 1), edges(y) AS (SELECT * FROM x) SELECT * FROM edges",
+    ],
+)  # fmt: skip
+def test_no_subquery_takes_a_table_s_name_behind_a_text_that_looks_like_a_comment(
+    reader: Reader, sql: str
+) -> None:
+    message = ask(reader, sql)["error"]["message"]
+    assert message.endswith("is the name of a table here, call the subquery something else")
+
+
+def test_a_text_may_hold_what_looks_like_a_comment_or_a_private_table(reader: Reader) -> None:
+    found = rows(reader, "SELECT 'FROM meta -- /*', count(*) FROM connections")
+    assert found == [["FROM meta -- /*", 4]]
+
+
+@pytest.mark.parametrize(
     ("sql", "table"),
     [
         ("SELECT * FROM connection", "connection"), ("SELECT count(*) FROM holding", "holding"),
@@ -118,7 +141,8 @@ def test_nothing_can_be_changed_opened_or_switched(reader: Reader, path: str, sq
         ("SELECT (SELECT max(pid) FROM process) FROM connections", "process"),
         ("WITH x AS (SELECT local_ip FROM connection) SELECT * FROM x", "connection"),
         ("SELECT * FROM sqlite_master", "sqlite_master"), ("SELECT * FROM pragma_table_list", "pragma_table_list"),
-        ("SELECT * FROM past", "past"),
+        ("SELECT * FROM past", "past"), ("SELECT (SELECT count(*) FROM past), netns FROM connections", "past"),
+        ("SELECT 1 FROM connections, worker", "worker"), ("SELECT count(*) FROM main.[meta]", "meta"),
     ],
 )  # fmt: skip
 def test_private_tables_are_refused_with_the_names_of_the_others(

@@ -20,7 +20,7 @@ def test_it_is_made_with_its_parents_and_modes_whatever_the_umask(tmp_path: Path
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o750
-    assert (path / "lock").read_text() == f"{os.getpid()}\n"
+    assert (path / "lock").read_text() == f"sockscope {os.getpid()}\n"
     held.release()
 
 
@@ -36,14 +36,28 @@ def test_what_a_killed_predecessor_left_is_cleared_and_what_is_not_ours_stays(tm
     for name in ("query.ipc", "ingest.ipc", "state.db", "state.db-wal", "notes.txt"):
         (tmp_path / name).touch()
     (tmp_path / "segments").symlink_to("/dev/shm/sockscope-0123456789abcdef")
-    (tmp_path / "lock").write_text("4194304\n")
+    (tmp_path / "lock").write_text("sockscope 4194304\n")
     held = RuntimeDir.acquire(str(tmp_path), None)
     assert sorted(os.listdir(tmp_path)) == ["lock", "notes.txt"]
     held.link_segments("/dev/shm/sockscope-fedcba9876543210")
     assert os.readlink(held.path_of("segments")) == "/dev/shm/sockscope-fedcba9876543210"
     held.release()
     assert sorted(os.listdir(tmp_path)) == ["lock", "notes.txt"]
-    assert (tmp_path / "lock").read_text() == ""
+    assert (tmp_path / "lock").read_text() == "sockscope"
+
+
+@pytest.mark.parametrize("lock", [None, b"", b"4711\n"])
+def test_a_directory_that_is_used_for_something_else_is_left_as_it_is(
+    tmp_path: Path, lock: bytes | None
+) -> None:
+    tmp_path.chmod(0o755)
+    (tmp_path / "state.db").write_text("precious")
+    if lock is not None:
+        (tmp_path / "lock").write_bytes(lock)
+    with pytest.raises(SockscopeError, match="is used for something else"):
+        RuntimeDir.acquire(str(tmp_path), None)
+    assert (tmp_path / "state.db").read_text() == "precious"
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
 
 
 def test_the_lock_ends_with_its_holder_however_that_ends(tmp_path: Path) -> None:
@@ -66,10 +80,11 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["file", "file/below"])
-def test_a_path_that_is_no_directory_is_denied_with_a_hint(tmp_path: Path, path: str) -> None:
+def test_a_path_that_is_no_directory_is_an_error_with_a_hint(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(Denied) as caught:
+    with pytest.raises(SockscopeError) as caught:
         RuntimeDir.acquire(str(tmp_path / path), None)
+    assert not isinstance(caught.value, Denied)
     assert "--runtime-dir" in caught.value.hint
 
 

@@ -224,3 +224,17 @@ def test_the_likely_holder_by_uid_is_asked_before_the_others(host: Host) -> None
     assert host.look()
     assert held_by(host, 8888) == [31]
     assert host.clock.used_cpu_s - before_cpu_s == pytest.approx(0.001)
+
+
+def test_a_descriptor_whose_socket_came_and_went_between_two_readings_is_read_again(host: Host) -> None:
+    task = host.process(11, {3: 100})
+    host.table.update(diag(row(100, 1)))
+    host.look()
+    # The pass sees socket 101, which no reading of the tables ever shows; then the number is socket 102's.
+    host.process(11, {3: 101})
+    host.walker.visit(task)
+    host.process(11, {3: 102})
+    host.table.update(diag(row(102, 3)))
+    host.look()
+    assert held_by(host, 102) == [11]
+    assert held_by(host, 101) == []

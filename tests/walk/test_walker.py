@@ -374,3 +374,22 @@ def test_a_thread_in_this_namespace_is_of_a_process_that_lives_in_its_leader_s()
     walker.netns_inode = 4026532417
     walker.visit(Task(1, 9))
     assert walker.holdings.files[Task(1, 9)].process.netns == NETNS
+
+
+def test_a_refresh_while_a_visit_rests_is_not_undone_by_what_was_read_before(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 11, {3: 100, 4: 101, 5: 102})
+    walker, _ = walker_on(tree)
+    walker.visit(task)
+    blocks = walker.pass_in_blocks({task}, 2)
+    next(blocks)  # two of three descriptors are read
+    write_fds(Path(tree.path) / "11" / "fd", {3: 200, 4: 201, 5: 102})
+    walker.refresh(task, {100, 101})
+    list(blocks)
+    assert walker.holdings.holders.keys() == {200, 201, 102}
+
+
+def test_a_process_that_ends_a_block_is_known_before_the_pass_rests(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 11, {3: 100, 4: 101})
+    walker, _ = walker_on(tree)
+    next(walker.pass_in_blocks({task}, 2))
+    assert walker.holdings.holders.keys() == {100, 101}
