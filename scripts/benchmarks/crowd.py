@@ -1,7 +1,7 @@
 """The case `crowd`: what clients that behave notice of clients that do not.
 
-`python -m scripts.benchmarks.crowd KIND QUERY_SOCKET` is one client that does not: endless SQL, garbage, or questions
-whose answers it never reads. It ends when its input does.
+`python -m scripts.benchmarks.crowd KIND QUERY_SOCKET` is one client that does not: endless SQL, garbage, questions
+whose answers it never reads, or the whole table again and again. It ends when its input does.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Iterator, Sequence
 
 import zmq
 
@@ -25,36 +26,32 @@ from scripts.benchmarks.measure import Effort, Row, percentile
 _CLIENTS = 47
 _PERIOD_S = 0.1
 _GOAL_RATIO = 2.0
+_MISBEHAVING = ("sql", "garbage", "silent")
 _ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 _WITHOUT_END: dict[str, tuple[list[bytes], float]] = {
     # What it sends, and how many seconds it waits before it sends that again.
     "sql": ([encode({"id": 1, "op": "sql", "sql": _ENDLESS})], 0.5),
     "garbage": ([os.urandom(200), b"", b"\xc1" * 50], 0.005),
-    "silent": ([encode({"id": 1, "op": "connections"})], 0.05),
+    "silent": ([encode({"id": 1, "op": "connections", "limit": 100})], 0.05),
+    "greedy": ([encode({"id": 1, "op": "connections"})], 0.05),
 }
 
 
 def crowd(effort: Effort) -> list[Row]:
-    """47 clients asking at once, alone, and then beside endless SQL, garbage and one that never reads."""
+    """47 clients asking at once: alone, beside three that misbehave, beside one that wants the whole table."""
     namespaces, each = (4, 250) if effort.quick else (20, 1000)
     command = [sys.executable, "-m", "scripts.benchmarks.synthetic", str(namespaces), str(each)]
     alone: list[float] = []
     beside: list[float] = []
+    greedy: list[float] = []
     with helper(command) as process:
         made = ready_message(process)
         for _ in range(effort.runs):
             alone += _times_ms(made, effort)
-            with contextlib.ExitStack() as others:
-                for kind in _WITHOUT_END:
-                    bad = [
-                        sys.executable,
-                        "-m",
-                        "scripts.benchmarks.crowd",
-                        kind,
-                        f"{made['runtime_dir']}/query.ipc",
-                    ]
-                    ready_message(others.enter_context(helper(bad)))
+            with _others(made, _MISBEHAVING):
                 beside += _times_ms(made, effort)
+            with _others(made, ("greedy",)):
+                greedy += _times_ms(made, effort)
     what = f"{_CLIENTS} clients, {1 / _PERIOD_S:.0f} lookups a second each, {namespaces * each:,} connections"
     late_alone, late_beside = percentile(alone, 99), percentile(beside, 99)
     note = f"{len(alone)} and {len(beside)} lookups, all answered"
@@ -62,7 +59,24 @@ def crowd(effort: Effort) -> list[Row]:
         Row("crowd", f"{what}: p99 alone", "ms", late_alone, note=note),
         Row("crowd", f"{what}: p99 beside three that misbehave", "ms", late_beside, note=note),
         Row("crowd", f"{what}: the second by the first", "times", late_beside / late_alone, goal=_GOAL_RATIO),
+        Row("crowd", f"{what}: p99 beside one that wants all, again and again", "ms", percentile(greedy, 99)),
     ]
+
+
+@contextlib.contextmanager
+def _others(made: dict[str, object], kinds: Sequence[str]) -> Iterator[None]:
+    """One client of each kind beside those that are measured."""
+    with contextlib.ExitStack() as others:
+        for kind in kinds:
+            command = [
+                sys.executable,
+                "-m",
+                "scripts.benchmarks.crowd",
+                kind,
+                f"{made['runtime_dir']}/query.ipc",
+            ]
+            ready_message(others.enter_context(helper(command)))
+        yield
 
 
 def _times_ms(made: dict[str, object], effort: Effort) -> list[float]:
