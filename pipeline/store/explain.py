@@ -125,7 +125,7 @@ def _unowned(
     if denied_here:
         return f"The descriptors of {denied_here} processes of its namespace may not be read; one of them may hold it."
     if denied:
-        return f"No process that may be read holds it, and {denied} processes elsewhere may not be read."
+        return f"No process was found to hold it; not all were looked at again, and elsewhere {denied} may not be read."
     if unwalked:
         return f"No process of its namespace holds it; the processes of {unwalked} others were not all looked at yet."
     return "No process was found to hold it; not all were looked at again since it appeared."

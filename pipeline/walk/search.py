@@ -1,8 +1,7 @@
 """Looking for the holders of new sockets first where they most likely are, before the paced pass gets there.
 
-What it can miss, until the next pass: a descriptor replaced by another of the same number whose old file was
-no socket of these tables, in a process whose number of descriptors is as before and that lost no socket; a
-socket held only from another namespace (that namespace's worker finds it).
+What it can miss, until the next pass: a descriptor whose old file was no socket and whose number a socket has by
+now; a socket held only from another namespace (that namespace's worker finds it).
 """
 
 from __future__ import annotations

@@ -247,7 +247,8 @@ def test_socket_of_a_tunnel_is_the_kernels(watched: Watched) -> None:
         if denied:
             expected = (
                 None,
-                f"No process that may be read holds it, and {denied} processes elsewhere may not be read.",
+                "No process was found to hold it; not all were looked at again, "
+                f"and elsewhere {denied} may not be read.",
             )
         wait_until(lambda: _explained(watched) == [(*expected, [])], timeout_s=20.0)
     finally:

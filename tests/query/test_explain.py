@@ -77,7 +77,7 @@ def test_of_a_connection_that_waits_the_holders_of_its_listener_are_named() -> N
         ([snapshot(connections=[connection(1)], denied=3)], 0,
          "The descriptors of 3 processes of its namespace may not be read; one of them may hold it."),
         ([snapshot(connections=[connection(1)])], 4,
-         "No process that may be read holds it, and 4 processes elsewhere may not be read."),
+         "No process was found to hold it; not all were looked at again, and elsewhere 4 may not be read."),
         ([snapshot(connections=[connection(1)]), snapshot(BLUE, walked_at_s=None)], 0,
          "No process of its namespace holds it; the processes of 1 others were not all looked at yet."),
         ([snapshot(connections=[connection(1)])], 0,
