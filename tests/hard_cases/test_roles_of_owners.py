@@ -41,6 +41,19 @@ def seen_by_ss(netns: NamedNetns, local_port: int, remote_port: int = 0) -> Seen
     return None
 
 
+def seen_in_state(netns: NamedNetns, state: str, local_port: int, remote_port: int) -> Seen:
+    """What `ss` shows once the connection is in `state`: the other end's answer to a close takes a moment."""
+    seen: list[Seen | None] = []
+
+    def is_there() -> bool:
+        seen[:] = [seen_by_ss(netns, local_port, remote_port)]
+        return seen[0] is not None and seen[0].state == state
+
+    wait_until(is_there)
+    assert seen[0] is not None
+    return seen[0]
+
+
 def comm_of(pid: int) -> str:
     return Path(f"/proc/{pid}/comm").read_text().rstrip("\n")
 
@@ -89,8 +102,8 @@ def test_connection_that_waits_has_the_listeners_holders_then_its_own_then_its_l
         assert row_when(watched, before.cookie, "holder", [server.pid])["inode"] == after.inode
 
         server.tell("close")
-        closed = seen_by_ss(watched.one, port, client_port)
-        assert closed is not None and closed[:3] == ("TIME-WAIT", 0, before.cookie)
+        closed = seen_in_state(watched.one, "TIME-WAIT", port, client_port)
+        assert (closed.inode, closed.cookie) == (0, before.cookie)
         (owner,) = row_when(watched, before.cookie, "last", [server.pid])["owners"]
         assert (owner["fd"], owner["netns"], owner["comm"]) == (None, watched.one.inode, comm_of(server.pid))
 
@@ -116,8 +129,8 @@ def test_orphan_in_fin_wait2_has_its_last_owner(watched: Watched) -> None:
         row_when(watched, held.cookie, "holder", [server.pid])
 
         server.tell("close")
-        orphan = seen_by_ss(watched.one, port, client_port)
-        assert orphan is not None and orphan[:3] == ("FIN-WAIT-2", 0, held.cookie)
+        orphan = seen_in_state(watched.one, "FIN-WAIT-2", port, client_port)
+        assert (orphan.inode, orphan.cookie) == (0, held.cookie)
         assert row_when(watched, held.cookie, "last", [server.pid])["state"] == "FIN_WAIT2"
 
 
@@ -216,8 +229,8 @@ def test_sockets_of_a_killed_process_have_it_as_their_last_owner(watched: Watche
 
         killed.process.send_signal(signal.SIGKILL)
         killed.process.wait(timeout=10)
-        orphan = seen_by_ss(watched.one, client_port, other.said[0])
-        assert orphan is not None and orphan[:3] == ("FIN-WAIT-2", 0, held.cookie)
+        orphan = seen_in_state(watched.one, "FIN-WAIT-2", client_port, other.said[0])
+        assert (orphan.inode, orphan.cookie) == (0, held.cookie)
         (owner,) = row_when(watched, held.cookie, "last", [killed.pid])["owners"]
         assert not os.path.exists(f"/proc/{killed.pid}") and owner["start_ticks"] > 0
 
