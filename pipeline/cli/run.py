@@ -37,13 +37,13 @@ def run(
     Logs go to stderr. As an ordinary user it sees that user's processes only, and says so.
     """
     from pipeline import config
-    from pipeline.roles import supervisor
+    from pipeline.roles import instance
 
     loaded = config.load(config_path, os.environ, flags_of(runtime_dir, proc_root, log_level))
     check_proc_root(loaded.config.agent.proc_root)
     # Until the supervisor takes signals itself, SIGTERM unwinds as Ctrl-C does: it would leave the segments' folder.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return supervisor.run(loaded, only_netns=only_netns, duration_s=duration, strict=strict)
+        return instance.run(loaded, only_netns=only_netns, duration_s=duration, strict=strict)
     except KeyboardInterrupt:
         return 0  # stopped before it had begun: as any other stop

@@ -7,31 +7,29 @@ from __future__ import annotations
 
 import logging
 import os
-import resource
 import select
 import signal
 import socket
 
 from pipeline.board import CPU_NS, Board
-from pipeline.clock import Clock, SystemClock
-from pipeline.config import Config, Loaded, group_id
+from pipeline.clock import Clock
+from pipeline.config import Config
 from pipeline.discover import Discovery, diff
-from pipeline.errors import Denied, SockscopeError
+from pipeline.errors import SockscopeError
 from pipeline.gate import Counters, Gate, GateSettings, Verdict, read_counters
 from pipeline.kernel.enter import inside, open_netns
 from pipeline.model.netns import Netns, NetnsInode, WorkerRow
 from pipeline.model.process import Task
 from pipeline.procfs.root import ProcRoot
-from pipeline.roles.child import Child, Forked, Process, assert_forking, start_child
+from pipeline.roles.child import Child, Forked
 from pipeline.roles.control import Control
 from pipeline.roles.fleet import Fleet
-from pipeline.roles.log_relay import start_relay
 from pipeline.roles.netns_worker import NetnsWorker, rehearse
 from pipeline.roles.nursery import Nursery, NurseryLost
-from pipeline.roles.rights import missing_rights
 from pipeline.roles.roster import SEGMENT_NAME, Roster, RosterWriter
 from pipeline.roles.runtime_dir import RuntimeDir
-from pipeline.segment import InstanceFolder, SegmentFull, sweep
+from pipeline.roles.single import Single, stop_all
+from pipeline.segment import InstanceFolder, SegmentFull
 from pipeline.transport.ingest import Pusher
 
 _log = logging.getLogger(__name__)
@@ -47,46 +45,6 @@ _GATE_PERIOD_S = 0.25
 _TELL_AGAIN_S = 60.0
 # How often the gate's proofs alone are worth writing: well within what makes a namespace stale.
 _ROSTER_PERIOD_S = 5.0
-
-
-def run(
-    loaded: Loaded, *, only_netns: tuple[str, ...] = (), duration_s: float | None = None, strict: bool = False
-) -> int:
-    """The whole pipeline, until a signal or for `duration_s`; returns the exit code.
-
-    Raises: Taken, Denied, ConfigError, when it cannot start.
-    """
-    config = loaded.config
-    gid = group_id(config)
-    assert_forking()
-    missing = missing_rights()
-    if missing and strict:
-        raise Denied(f"not every process may be read: missing {missing}", missing)
-    _raise_file_limit()
-    runtime_dir = RuntimeDir.acquire(config.agent.runtime_dir, gid)
-    folder = None
-    try:
-        swept = sweep()
-        folder = InstanceFolder.create()
-        runtime_dir.link_segments(folder.path)
-        relay = start_relay(config.agent.log_level, config.agent.log_file or None)
-        try:
-            if swept:
-                _log.info("removed the segments of %d instances that were killed", len(swept))
-            if missing:
-                _log.warning(
-                    "only processes of user %d can be read in full: missing %s", os.geteuid(), missing
-                )
-            Supervisor(config, only_netns, runtime_dir, folder, relay.records.reader_fd, SystemClock()).run(
-                duration_s
-            )
-        finally:
-            relay.stop()
-    finally:
-        if folder is not None:
-            folder.remove()
-        runtime_dir.release()
-    return 0
 
 
 class Supervisor:
@@ -117,8 +75,15 @@ class Supervisor:
         self._gate = Gate(GateSettings(tables.interval_s, tables.idle_interval_s, tables.full_interval_s))
         worker_slots = config.workers.max + _SPARE_SLOTS
         self._board = Board(worker_slots + 1)
-        self._aggregator = Child(config.workers.restart_backoff_s)
         self._aggregator_index = worker_slots
+        self._aggregator = Single(
+            "aggregator",
+            self._aggregator_main,
+            self._board,
+            self._aggregator_index,
+            config.workers.restart_backoff_s,
+            self._own_fds,
+        )
         self._nursery: Nursery | None = None
         self._fleet = Fleet(config, folder, self._board, worker_slots, self._fork_worker)
         self._roster = RosterWriter(folder.path_of(SEGMENT_NAME))
@@ -128,7 +93,8 @@ class Supervisor:
         self._began_s = clock.monotonic_s()
         self._charged_cpu_s = 0.0
         self._told_full_s = self._rostered_s = float("-inf")
-        self._rostered = -1
+        # What the roster in the segment shows: the changes counted so far.
+        self._rostered = (-1, -1)
 
     def run(self, duration_s: float | None) -> None:
         """Returns after a signal or `duration_s`, with every child ended."""
@@ -230,15 +196,13 @@ class Supervisor:
 
     def _write_roster(self, now_s: float) -> None:
         """Writes it when it changed, and has the aggregator read it; proofs of the gate alone, now and then."""
-        if self._fleet.changes == self._rostered and now_s - self._rostered_s < _ROSTER_PERIOD_S:
+        changes = (self._fleet.changes, self._aggregator.changes)
+        if changes == self._rostered and now_s - self._rostered_s < _ROSTER_PERIOD_S:
             return
-        self._rostered, self._rostered_s = self._fleet.changes, now_s
+        self._rostered, self._rostered_s = changes, now_s
         workers = [
             WorkerRow("supervisor", os.getpid(), [], "running", 0, 0.0),
-            WorkerRow(
-                "aggregator", self._aggregator.pid, [], "running" if self._aggregator.pid else "restarting",
-                self._aggregator.restarts, 0.0,
-            ),
+            self._aggregator.row(),
             WorkerRow(
                 "nursery",
                 self._nursery.process.pid if self._nursery is not None else 0,
@@ -256,27 +220,15 @@ class Supervisor:
                 self._told_full_s = now_s
                 _log.warning("%s: %s", error, error.hint)
             return
-        if changed and self._aggregator.control is not None:
-            self._aggregator.control.send({"op": "roster"}, now_s)
+        if changed:
+            self._aggregator.tell({"op": "roster"}, now_s)
 
     def _tend_aggregator(self, now_s: float) -> None:
-        aggregator = self._aggregator
-        ended = aggregator.reap(now_s)
-        if ended is not None:
-            self._rostered = -1
-            _log.warning(
-                "the aggregator ended (%s); starting it again in %.1f s", ended, aggregator.start_at_s - now_s
-            )
-        if aggregator.control is None:
-            if now_s >= aggregator.start_at_s:
-                self._board.reset(self._aggregator_index)
-                self._rostered = -1
-                self._write_roster(now_s)
-                aggregator.start(self._fork_aggregator, now_s)
-                self._rostered = -1  # its own pid
-            return
-        aggregator.control.flush(now_s)
-        for message in aggregator.control.receive() or ():
+        if self._aggregator.is_due(now_s):
+            # Before it: without a roster it knows of no segment.
+            self._write_roster(now_s)
+            self._aggregator.start(now_s)
+        for message in self._aggregator.tend(now_s):
             if message["op"] == "ready":
                 _log.info(
                     "ready: the first state of %d namespaces is merged; ask with: "
@@ -289,7 +241,7 @@ class Supervisor:
         """Sleeps until something is due, a signal comes, a child ends or speaks. Returns the fds that are ready."""
         poller = select.poll()
         poller.register(self._wake_r, select.POLLIN)
-        for child in (self._aggregator, *(worker.child for worker in self._fleet)):
+        for child in self._children():
             if child.process is not None:
                 poller.register(child.process.pidfd, select.POLLIN)
             if child.control is not None:
@@ -320,29 +272,29 @@ class Supervisor:
 
         return Nursery.start(worker_main, self._own_fds())
 
-    def _fork_aggregator(self, control: Control) -> Process:
-        def main() -> None:
-            # Imported here: SQLite, psutil and the query code are memory of this child only.
-            from pipeline.roles.aggregator import Aggregator
+    def _aggregator_main(self, control: Control) -> None:
+        """In the child."""
+        # Imported here: SQLite, psutil and the query code are memory of this child only.
+        from pipeline.roles.aggregator import Aggregator
 
-            os.umask(0o077)
-            roster_path = self._folder.path_of(SEGMENT_NAME)
-            Aggregator(
-                control,
-                self._board.slot(self._aggregator_index),
-                self._config,
-                self._runtime_dir.path,
-                roster_path,
-                self._clock,
-            ).run()
+        os.umask(0o077)
+        Aggregator(
+            control,
+            self._board.slot(self._aggregator_index),
+            self._config,
+            self._runtime_dir.path,
+            self._folder.path_of(SEGMENT_NAME),
+            self._clock,
+        ).run()
 
-        return start_child("aggregator", None, main, self._own_fds())
+    def _children(self) -> list[Child]:
+        return [self._aggregator.child, *(worker.child for worker in self._fleet)]
 
     def _own_fds(self) -> list[int]:
         """What is the supervisor's alone, to be closed in a child."""
         own = [self._runtime_dir.lock_fd, self._folder.lock_fd, self._relay_fd, self._wake_r, self._wake_w]
         nursery = self._nursery.fds() if self._nursery is not None else []
-        return [*own, *nursery, *self._roster.fds(), *self._aggregator.fds(), *self._fleet.fds()]
+        return [*own, *nursery, *self._roster.fds(), *self._aggregator.child.fds(), *self._fleet.fds()]
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if os.getpid() != self._pid:
@@ -350,26 +302,6 @@ class Supervisor:
         self._stopping = True
 
     def _stop_children(self) -> None:
-        """Tells all to stop, and kills who does not."""
-        now_s = self._clock.monotonic_s()
-        children = [self._aggregator, *(worker.child for worker in self._fleet)]
-        for child in children:
-            if child.control is not None:
-                child.control.send({"op": "stop"}, now_s)
-        end_s = now_s + _STOP_LIMIT_S
-        for child in children:
-            while child.process is not None and child.reap(now_s) is None:
-                poller = select.poll()
-                poller.register(child.process.pidfd, select.POLLIN)
-                if not poller.poll(max(0.0, end_s - self._clock.monotonic_s()) * 1000):
-                    _log.warning("process %d does not end: killed", child.pid)
-                    child.kill()
-                    child.reap(now_s, wait=True)
+        stop_all(self._children(), _STOP_LIMIT_S, self._clock)
         if self._nursery is not None:
             self._nursery.close()
-
-
-def _raise_file_limit() -> None:
-    """A supervisor holds some six fds per worker."""
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
