@@ -12,11 +12,12 @@ import click
 
 from pipeline.cli.answers import ANSWER_TIMEOUT_S
 from pipeline.cli.completion import feed_topics
-from pipeline.cli.options import duration_option, flags_of, runtime_dir_option
+from pipeline.cli.options import duration_option, flags_of, runtime_dir_option, split_names
 from pipeline.cli.render import cell_text, endpoint, json_line, write
 from pipeline.errors import NoAggregator
 
 _HEARTBEAT = "heartbeat"
+_TOPICS = ("delta.", "delta.edges", "event.", "snapshot.", _HEARTBEAT)
 # In every message, or told by the topic: a line for people leaves them out.
 _HEADER = frozenset(("schema", "host", "epoch", "seq", "prev", "columns", "interval_s"))
 _EVENTS_TOLD = 5
@@ -32,6 +33,7 @@ class Message(NamedTuple):
 @click.command()
 @click.option(
     "--topic", "topics", metavar="T", multiple=True, shell_complete=feed_topics,
+    callback=lambda ctx, option, topics: _known(topics),
     help="Only topics that begin so: delta.NETNS, delta.edges, event.NETNS, snapshot.NETNS, heartbeat;"
     " may be repeated. All but snapshots by default.",
 )  # fmt: skip
@@ -42,6 +44,8 @@ class Message(NamedTuple):
     help="table (default): a line for people; json and jsonl: the whole message, one object a line.",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
+@click.option("--no-header", is_flag=True, help="For symmetry: there is no header.", hidden=True)
+@click.option("--fields", metavar="A,B,C", callback=split_names, help="Only these parts of each message.")
 @runtime_dir_option
 def feed(
     topics: tuple[str, ...],
@@ -49,6 +53,8 @@ def feed(
     duration: float | None,
     form: str,
     as_json: bool,
+    no_header: bool,
+    fields: tuple[str, ...],
     runtime_dir: str | None,
 ) -> int:
     """Print what changes, as it changes, until Ctrl-C.
@@ -58,8 +64,25 @@ def feed(
     lines = _people_s_line if form == "table" and not as_json else _json_s_line
     wanted = topics or ("delta.", "event.", _HEARTBEAT)
     for message in itertools.islice(_received(runtime_dir, wanted, duration), limit):
+        if fields:
+            content = {name: message.content[name] for name in fields if name in message.content}
+            message = message._replace(content=content)
         write([lines(message)])
     return 0
+
+
+def _known(topics: tuple[str, ...]) -> tuple[str, ...]:
+    """`topics`, as the option's callback. One that no message can have would be waited for in silence."""
+    for topic in topics:
+        kind, dot, netns = topic.partition(".")
+        if any(known.startswith(topic) for known in _TOPICS):
+            continue
+        if f"{kind}{dot}" not in _TOPICS or not (netns.isascii() and netns.isdecimal()):
+            raise click.BadParameter(
+                f"no message has a topic that begins with {topic!r}; topics are"
+                " delta.NETNS, delta.edges, event.NETNS, snapshot.NETNS and heartbeat, NETNS an inode."
+            )
+    return topics
 
 
 def _received(
@@ -126,7 +149,8 @@ def _json_s_line(message: Message) -> bytes:
 
 
 def _people_s_line(message: Message) -> bytes:
-    words = [time.strftime("%H:%M:%S"), message.topic, f"seq {message.content.get('seq')}"]
+    words = [time.strftime("%H:%M:%S"), message.topic]
+    words += [f"seq {message.content['seq']}"] if "seq" in message.content else []
     words += [_said(name, value) for name, value in message.content.items() if name not in _HEADER]
     return "  ".join(cell_text(word) for word in words if word).encode(errors="backslashreplace") + b"\n"
 

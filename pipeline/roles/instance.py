@@ -37,7 +37,7 @@ def run(
     folder = None
     try:
         swept = sweep()
-        folder = InstanceFolder.create()
+        folder = InstanceFolder.create(gid=gid)
         runtime_dir.link_segments(folder.path)
         relay = start_relay(config.agent.log_level, config.agent.log_file or None)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
@@ -114,11 +115,21 @@ def _check_nobody_elses(path: str) -> None:
     """Raises: SockscopeError for a directory with files in it and no lock of ours among them: its mode would be
     changed, and files that happen to have our names removed."""
     try:
-        with open(os.path.join(path, _LOCK), "rb") as lock:
-            if lock.read(len(_LOCK_MARK)) == _LOCK_MARK:
+        # Neither through a link nor waiting for the other end of a pipe: whose directory it is, is not known yet.
+        lock_fd = os.open(
+            os.path.join(path, _LOCK), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            raise
+    else:
+        try:
+            if os.pread(lock_fd, len(_LOCK_MARK), 0) == _LOCK_MARK:
                 return
-    except FileNotFoundError:
-        pass
+        except OSError:
+            pass  # a pipe or a directory: not ours
+        finally:
+            os.close(lock_fd)
     if os.listdir(path):
         raise SockscopeError(
             f"the runtime directory {path} is used for something else",

@@ -17,7 +17,8 @@ _PREFIX = "sockscope-"
 _FOLDER_NAME = re.compile(_PREFIX + "[0-9a-f]{16}")
 _SEGMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NETNS_PREFIX = "netns-"
-_FOLDER_MODE = 0o750
+# With the set-group-ID bit: what is made in the folder belongs to the folder's group.
+_FOLDER_MODE = 0o2750
 _FILE_MODE = 0o640
 _EMPTY_ATTEMPTS = 3
 _OPEN_LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,13 +33,20 @@ class InstanceFolder:
         self._lock_fd = lock_fd
 
     @classmethod
-    def create(cls, shm_dir: str = "/dev/shm") -> InstanceFolder:
-        """A fresh, locked, empty folder. Raises: OSError where `shm_dir` cannot be written or is full."""
+    def create(cls, shm_dir: str = "/dev/shm", gid: int | None = None) -> InstanceFolder:
+        """A fresh, locked, empty folder; members of group `gid`, if given, may read what is in it.
+
+        Raises: OSError where `shm_dir` cannot be written or is full.
+        """
         while True:
             path = os.path.join(shm_dir, _PREFIX + secrets.token_hex(8))
             os.mkdir(path, _FOLDER_MODE)
             try:
-                os.chmod(path, _FOLDER_MODE)  # mkdir's mode is cut by the umask
+                if gid is not None:
+                    os.chown(path, -1, gid)
+                os.chmod(
+                    path, _FOLDER_MODE
+                )  # mkdir's mode is cut by the umask, and chown drops the set-group-ID bit
                 lock_fd = _lock_folder(path)
             except FileNotFoundError:
                 continue  # a sweeper came between and took it for a dead one's

@@ -133,6 +133,20 @@ def test_feed_prints_whole_messages_as_json_until_its_limit(watched_netns: Watch
         assert {"topic", "host", "epoch", "seq", "prev"} <= message.keys()
 
 
+def test_feed_prints_only_the_fields_asked_for(watched_netns: Watched) -> None:
+    completed = watched_netns.sockscope(
+        "feed", "--json", "--topic", "heartbeat", "--fields", "seq,interval_s", "--limit", "1"
+    )
+    assert list(json.loads(completed.stdout)) == ["topic", "seq", "interval_s"]
+
+
+@pytest.mark.parametrize("topic", ["nosuch", "delta.cli-watched", "delta.²", "events.1", "heartbeats"])
+def test_feed_refuses_a_topic_that_no_message_has(watched_netns: Watched, topic: str) -> None:
+    completed = watched_netns.sockscope("feed", "--topic", topic)
+    assert (completed.returncode, completed.stdout) == (2, "")
+    assert "no message has a topic that begins with" in completed.stderr
+
+
 def test_feed_ends_after_its_duration(watched_netns: Watched) -> None:
     completed = watched_netns.sockscope("feed", "--topic", "snapshot.1", "--duration", "0.5")
     assert (completed.returncode, completed.stdout, completed.stderr) == (0, "", "")

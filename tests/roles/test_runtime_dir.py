@@ -79,6 +79,12 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
+def test_a_lock_that_is_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(SockscopeError, match="is used for something else"):
+        RuntimeDir.acquire(str(tmp_path), None)
+
+
 @pytest.mark.parametrize("path", ["file", "file/below"])
 def test_a_path_that_is_no_directory_is_an_error_with_a_hint(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.segment import InstanceFolder, sweep
+from pipeline.segment import InstanceFolder, SegmentWriter, sweep
+from tests.live import needs_root
 
 
 @pytest.fixture
@@ -39,6 +40,17 @@ def test_folder_is_for_owner_and_group(shm: str) -> None:
     assert os.listdir(folder.path) == ["lock"]
     folder.remove()
     assert os.listdir(shm) == []
+
+
+@needs_root
+def test_members_of_the_group_may_read_what_is_in_the_folder(shm: str) -> None:
+    folder = InstanceFolder.create(shm, gid=65534)
+    writer = SegmentWriter(folder.path_of("netns-1"))
+    writer.write_base(1, 1, b"payload")
+    writer.close()
+    found = os.stat(folder.path_of("netns-1"))
+    assert (os.stat(folder.path).st_gid, found.st_gid, found.st_mode & 0o777) == (65534, 65534, 0o640)
+    folder.remove()
 
 
 def test_removing_twice_or_after_someone_else_is_harmless(shm: str) -> None:
