@@ -8,16 +8,20 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
+from pipeline.ebpf import probe_ebpf
 from pipeline.errors import Denied, SockscopeError, Unsupported, Vanished
 from pipeline.kernel.enter import inside, open_netns
+from pipeline.kernel.libc import effective_capabilities
 from pipeline.kernel.support import Feature, has_capability, probe_btf, probe_shm
 from pipeline.model.process import Task
+from pipeline.netlink.conntrack import count_entries, open_conntrack
+from pipeline.netlink.conntrack_events import FlowEvents
 from pipeline.netlink.sock_diag import dump_tcp, dump_udp, netns_cookie, open_diag
+from pipeline.procfs.conntrack import has_conntrack, sends_events
 from pipeline.procfs.fd import FdDir, fd_count
 from pipeline.procfs.ns import netns_path, read_netns_inode
 from pipeline.procfs.processes import list_pids
 from pipeline.procfs.root import ProcRoot
-from pipeline.procfs.status import read_status
 
 _DENIED_PROCESSES = "what such processes hold is shown without them; `sockscope status` counts them"
 
@@ -56,10 +60,10 @@ def probe_host(root: ProcRoot) -> list[Feature]:
     """The features in a fixed order. Enters every namespace found for a moment; changes nothing.
 
     What concerns ourselves is read from our own procfs: `root` may be another pid namespace's.
-    Raises: Vanished, Denied where `root` cannot be listed, or no procfs is mounted here.
+    Raises: Vanished, Denied where `root` cannot be listed.
     """
-    own_root = ProcRoot()
-    capabilities = read_status(own_root, os.getpid()).effective_capabilities
+    own_root = root if root.is_ours() else ProcRoot()
+    capabilities = effective_capabilities()
     survey = _survey(root)
     ptrace = has_capability(capabilities, "CAP_SYS_PTRACE")
     return [
@@ -83,6 +87,8 @@ def probe_host(root: ProcRoot) -> list[Feature]:
         ),
         _probe_fd_count(own_root),
         probe_btf(),
+        *probe_ebpf(),
+        *_probe_conntrack(own_root),
         probe_shm(),
     ]
 
@@ -113,9 +119,43 @@ def _probe_sock_diag() -> list[Feature]:
         return [Feature("sock_diag", "yes", detail, ""), cookie_feature]
 
 
+def _probe_conntrack(own_root: ProcRoot) -> list[Feature]:
+    """Whether translated flows can be read, and heard of, in our own namespace."""
+    unresolved = "connections through NAT are not joined with their other end"
+    asked = "namespaces that translate are asked every second"
+    if not has_conntrack(own_root):
+        # Asked, the kernel would load it.
+        return [
+            Feature("conntrack", "no", "nf_conntrack is not loaded: nothing is translated", unresolved),
+            Feature("conntrack_events", "unknown", "nf_conntrack is not loaded", asked),
+        ]
+    try:
+        with open_conntrack() as sock:
+            flows = Feature("conntrack", "yes", f"{count_entries(sock)} entries in our own namespace", "")
+    except SockscopeError as error:
+        return [
+            Feature("conntrack", "no", str(error), unresolved),
+            Feature("conntrack_events", "unknown", str(error), asked),
+        ]
+    try:
+        FlowEvents().close()
+    except SockscopeError as error:
+        return [flows, Feature("conntrack_events", "no", str(error), asked)]
+    if not sends_events(own_root):
+        return [flows, Feature("conntrack_events", "no", "nf_conntrack_events is 0", asked)]
+    return [
+        flows,
+        Feature("conntrack_events", "yes", "of our own namespace and those with a device to it", ""),
+    ]
+
+
 def _probe_fd_count(root: ProcRoot) -> Feature:
     """Whether st_size of an fd folder is the number of descriptors: we surely have some."""
-    if fd_count(root, Task(os.getpid(), os.getpid())) > 0:
+    try:
+        count = fd_count(root, Task(os.getpid(), os.getpid()))
+    except Vanished as error:
+        return Feature("descriptor_count", "unknown", str(error), "folders are listed to see a change")
+    if count > 0:
         return Feature("descriptor_count", "yes", "st_size of the descriptor folder", "")
     return Feature(
         "descriptor_count",

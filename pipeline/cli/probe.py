@@ -6,7 +6,7 @@ import os
 
 import click
 
-from pipeline.cli.options import config_options, flags_of, output_options
+from pipeline.cli.options import check_proc_root, config_options, flags_of, output_options
 from pipeline.cli.render import Listing, Output, emit, project
 
 
@@ -30,5 +30,6 @@ def probe(
     from pipeline.procfs.root import ProcRoot
 
     loaded = config.load(config_path, os.environ, flags_of(None, proc_root, log_level))
+    check_proc_root(loaded.config.agent.proc_root)
     features = probe_host(ProcRoot(loaded.config.agent.proc_root))
     emit(project(Listing(Feature._fields, features), fields or Feature._fields), output)

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import stat
 
 from pipeline.errors import Denied, SockscopeError, Unsupported, Vanished
@@ -163,5 +164,19 @@ def _home_fd() -> int:
     """The fd of this process's own namespace, opened at the first call in each process."""
     global _home
     if _home[0] != os.getpid():
-        _home = (os.getpid(), os.open(_OWN_NETNS_PATH, os.O_RDONLY | os.O_CLOEXEC))
+        _home = (os.getpid(), _open_home())
     return _home[1]
+
+
+def _open_home() -> int:
+    try:
+        return os.open(_OWN_NETNS_PATH, os.O_RDONLY | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        # No procfs here, or one where we do not exist. A new socket is in our own namespace, too.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+            try:
+                return fcntl.ioctl(sock, _SIOCGSKNS)
+            except PermissionError:
+                raise Denied(
+                    "without /proc, one's own namespace may not be asked for", "CAP_NET_ADMIN"
+                ) from None

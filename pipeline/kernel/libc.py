@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 from typing import NoReturn
 
 from pipeline.errors import Denied, Unsupported, Vanished
@@ -24,9 +25,12 @@ _NR_KCMP = {"x86_64": 312, "aarch64": 272, "riscv64": 272, "ppc64le": 354, "s390
     os.uname().machine
 )
 _KCMP_FILES = 2  # include/uapi/linux/kcmp.h
+_NR_BPF = {"x86_64": 321, "aarch64": 280, "riscv64": 280}.get(os.uname().machine)
 
 # include/uapi/linux/prctl.h
 _PR_SET_PDEATHSIG = 1
+
+_CAPABILITY_VERSION_3 = 0x20080522  # include/uapi/linux/capability.h
 
 _M_ARENA_MAX = -8  # malloc.h
 
@@ -89,6 +93,36 @@ def share_files(tid: int, other_tid: int) -> bool:
     if order < 0:
         _raise_sorted("kcmp", "CAP_SYS_PTRACE")
     return bool(order == 0)
+
+
+def bpf(command: int, attributes: bytearray) -> int:
+    """What bpf(2) returns, or minus the errno; the kernel may write into `attributes`. Sorting is the caller's, since
+    a loader program answers with the same numbers. Source: kernel/bpf/syscall.c."""
+    if _NR_BPF is None:
+        return -errno.ENOSYS
+    size = len(attributes)
+    answer = _libc.syscall(
+        ctypes.c_long(_NR_BPF),
+        ctypes.c_int(command),
+        ctypes.c_void_p(address_of(attributes)),
+        ctypes.c_uint(size),
+    )
+    return int(answer) if answer >= 0 else -ctypes.get_errno()
+
+
+def effective_capabilities() -> int:
+    """The calling thread's effective capabilities, a bit each. Source: capget(2)."""
+    header = bytearray(struct.pack("=Ii", _CAPABILITY_VERSION_3, 0))
+    data = bytearray(24)
+    if _libc.capget(ctypes.c_void_p(address_of(header)), ctypes.c_void_p(address_of(data))) != 0:
+        _raise_sorted("capget", "")
+    low, high = struct.unpack("=I8xI8x", data)
+    return int(high) << 32 | int(low)
+
+
+def address_of(buffer: bytearray) -> int:
+    """Where `buffer` lies in memory, for the kernel to read or write. The caller keeps it alive and of that size."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
 
 
 def malloc_one_arena() -> None:

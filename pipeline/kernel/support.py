@@ -19,6 +19,8 @@ CAPABILITIES = {
 
 BTF_PATH = "/sys/kernel/btf/vmlinux"
 SHM_DIR = "/dev/shm"
+# Where the unified hierarchy is mounted: alone, or beside those of version 1 (systemd's hybrid layout).
+_CGROUP2_DIRS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified")
 
 # One worker's segment with some thousand sockets.
 _SHM_TRIAL_BYTES = 1 << 20
@@ -42,6 +44,15 @@ def has_capability(effective_capabilities: int, name: str) -> bool:
 def host_name() -> str:
     """The kernel's name for this host, as uname(2) tells it in our UTS namespace; need not resolve."""
     return os.uname().nodename
+
+
+def cgroup2_dir() -> str | None:
+    """The root of cgroup version 2 as we see it; None where it is not mounted at either usual place."""
+    for path in _CGROUP2_DIRS:
+        # Only this version has that file. Source: Documentation/admin-guide/cgroup-v2.rst.
+        if os.path.exists(f"{path}/cgroup.controllers"):
+            return path
+    return None
 
 
 def probe_btf(path: str = BTF_PATH) -> Feature:
