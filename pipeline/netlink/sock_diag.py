@@ -14,12 +14,15 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Mapping
 from typing import NamedTuple, NoReturn
 
 from pipeline.errors import Denied, Malformed, Unsupported
 from pipeline.kernel.enter import inside
 from pipeline.model.connection import Family, Proto
 from pipeline.model.socket_row import SocketRow
+from pipeline.model.traffic import NO_FIGURES, Figures
+from pipeline.netlink.tcp_info import EXTENSION, decode_traffic
 
 MAX_DUMP_ATTEMPTS = 3
 
@@ -50,10 +53,12 @@ _sequences = itertools.count(1)
 
 
 class Dump(NamedTuple):
-    """`interrupted`: the table changed under each attempt so that rows may be missing or doubled."""
+    """`interrupted`: the table changed under each attempt so that rows may be missing or doubled. `traffic`: by the
+    sockets' cookies, where it was asked for."""
 
     rows: list[SocketRow]
     interrupted: bool
+    traffic: Mapping[int, Figures] = NO_FIGURES
 
 
 class Decoded(NamedTuple):
@@ -97,14 +102,16 @@ def interface_name(sock: socket.socket, ifindex: int) -> str | None:
     return answer[:16].split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
 
 
-def dump_tcp(sock: socket.socket) -> Dump:
+def dump_tcp(sock: socket.socket, *, traffic: bool = False) -> Dump:
     """All TCP sockets of the namespace, IPv4 and IPv6 in one pass, in hash order. MPTCP's own are not there.
+    `traffic`: with what they have carried, for half as much again.
 
     Raises: Unsupported (no inet_diag here), Denied, Malformed.
     """
-    # struct inet_diag_req: family, three bytes, sockid, states, dbs. This old request type ignores the family.
-    request = struct.pack("=4x48xII", _STATES, 0)
-    return _dump(sock, _TCPDIAG_GETSOCK, [request])
+    # struct inet_diag_req: family, two lengths, extensions, sockid, states, dbs. This old request type ignores the
+    # family.
+    request = struct.pack("=3xB48xII", EXTENSION if traffic else 0, _STATES, 0)
+    return _dump(sock, _TCPDIAG_GETSOCK, [request], {} if traffic else None)
 
 
 def dump_udp(sock: socket.socket) -> Dump:
@@ -121,8 +128,8 @@ def dump_udp(sock: socket.socket) -> Dump:
     )
 
 
-def decode_dump(buffer: bytes) -> Decoded:
-    """The messages of one read of a dump. Raises: Malformed. Pure.
+def decode_dump(buffer: bytes, traffic: dict[int, Figures] | None = None) -> Decoded:
+    """The messages of one read of a dump; what the sockets have carried goes into `traffic`. Raises: Malformed. Pure.
 
     Messages carry attributes, whose number depends on the socket, so lengths differ; messages of the same kind
     stand together, though, and a run of equal lengths decodes in one C loop.
@@ -143,7 +150,10 @@ def decode_dump(buffer: bytes) -> Decoded:
             if length < _MESSAGE_BYTES or length & 3:
                 raise Malformed(f"sock_diag: socket message of {length} bytes at {offset}")
             end = offset + length * _run_length(buffer, offset, length)
-            rows += _row_struct(length).iter_unpack(buffer[offset:end])
+            run = buffer[offset:end]
+            rows += _row_struct(length).iter_unpack(run)
+            if traffic is not None:
+                traffic.update(decode_traffic(run, length))
             offset = end
         else:
             offset += (length + 3) & ~3
@@ -185,19 +195,23 @@ def _socket() -> socket.socket:
         _raise_sorted(error)
 
 
-def _dump(sock: socket.socket, kind: int, requests: list[bytes]) -> Dump:
+def _dump(
+    sock: socket.socket, kind: int, requests: list[bytes], traffic: dict[int, Figures] | None = None
+) -> Dump:
     """The rows of one dump per request, together repeated while interrupted, up to MAX_DUMP_ATTEMPTS times."""
     for _ in range(MAX_DUMP_ATTEMPTS):
         rows: list[SocketRow] = []
         interrupted = False
         for request in requests:
-            interrupted |= _dump_once(sock, kind, request, rows)
+            interrupted |= _dump_once(sock, kind, request, rows, traffic)
         if not interrupted:
             break
-    return Dump(rows, interrupted)
+    return Dump(rows, interrupted, traffic or NO_FIGURES)
 
 
-def _dump_once(sock: socket.socket, kind: int, request: bytes, rows: list[SocketRow]) -> bool:
+def _dump_once(
+    sock: socket.socket, kind: int, request: bytes, rows: list[SocketRow], traffic: dict[int, Figures] | None
+) -> bool:
     """Appends the rows of one dump; whether it was interrupted."""
     sequence = next(_sequences) & 0xFFFFFFFF
     header = _HEADER.pack(_HEADER_BYTES + len(request), kind, _NLM_F_REQUEST_DUMP, sequence, 0)
@@ -208,7 +222,7 @@ def _dump_once(sock: socket.socket, kind: int, request: bytes, rows: list[Socket
         if buffer[8:12] != header[8:12]:
             # The rest of an earlier dump that was given up half-way; one read never mixes two dumps.
             continue
-        decoded = decode_dump(buffer)
+        decoded = decode_dump(buffer, traffic)
         rows += decoded.rows
         interrupted |= decoded.interrupted
         if decoded.error:
