@@ -1,8 +1,8 @@
 """Settings: what may be set, within which range, and where each value came from.
 
 A value is taken from a flag, else from the environment (SOCKSCOPE_<SECTION>_<KEY>, and SOCKSCOPE_RUNTIME_DIR
-for agent.runtime_dir), else from the TOML file, else it is the default. configs/default.toml says what each
-key means; a test keeps it equal to this module.
+for agent.runtime_dir; HOST_PROC for agent.proc_root), else from the TOML file, else it is the default.
+configs/default.toml says what each key means; a test keeps it equal to this module.
 """
 
 from __future__ import annotations
@@ -21,12 +21,16 @@ from pipeline.errors import ConfigError, did_you_mean
 
 ENV_PREFIX = "SOCKSCOPE_"
 _ENV_ALIASES = {"SOCKSCOPE_RUNTIME_DIR": "agent.runtime_dir"}
+# What other programs that watch a host from a container take for the same; ours has the last word.
+_ENV_OF_OTHERS = {"HOST_PROC": "agent.proc_root"}
 
 # sun_path of a unix socket holds 107 bytes and a NUL, unix(7); the names in the directory need up to 17.
 _RUNTIME_DIR_MAX_BYTES = 90
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 TableSource = Literal["auto", "sock_diag", "proc"]
+EbpfMode = Literal["off", "auto", "require"]
+ConntrackMode = Literal["auto", "off"]
 Seconds = Annotated[float, Meta(ge=0.05, le=3600)]
 Milliseconds = Annotated[float, Meta(ge=1, le=60_000)]
 
@@ -72,6 +76,7 @@ class Tables(msgspec.Struct, frozen=True):
     interval_s: Seconds = 1.0
     idle_interval_s: Seconds = 5.0
     full_interval_s: Seconds = 10.0
+    tcp_info: bool = False
 
 
 class Budget(msgspec.Struct, frozen=True):
@@ -102,6 +107,31 @@ class Feed(msgspec.Struct, frozen=True):
     high_water_mark: Annotated[int, Meta(ge=16, le=100_000)] = 1000
 
 
+class Closed(msgspec.Struct, frozen=True):
+    """[closed]: how long, and how many, connections are remembered that have ended."""
+
+    retention_s: Seconds = 60.0
+    max_rows: Annotated[int, Meta(ge=1, le=1_000_000)] = 20_000
+
+
+class Ebpf(msgspec.Struct, frozen=True):
+    """[ebpf]: programs in the kernel instead of walks. `ring_bytes`: of events not drained yet."""
+
+    mode: EbpfMode = "off"
+    ring_bytes: Annotated[int, Meta(ge=4096, le=1024 * 1024 * 1024)] = 8 * 1024 * 1024
+    drain_interval_ms: Annotated[float, Meta(ge=5, le=1000)] = 50.0
+
+
+class Conntrack(msgspec.Struct, frozen=True):
+    """[conntrack]: how namespaces that translate addresses are found and followed. `max_flows`: of one namespace."""
+
+    mode: ConntrackMode = "auto"
+    interval_s: Seconds = 1.0
+    idle_interval_s: Seconds = 10.0
+    full_interval_s: Seconds = 60.0
+    max_flows: Annotated[int, Meta(ge=1, le=10_000_000)] = 100_000
+
+
 class Config(msgspec.Struct, frozen=True):
     """All settings, immutable."""
 
@@ -113,6 +143,9 @@ class Config(msgspec.Struct, frozen=True):
     workers: Workers = Workers()
     query: Query = Query()
     feed: Feed = Feed()
+    closed: Closed = Closed()
+    ebpf: Ebpf = Ebpf()
+    conntrack: Conntrack = Conntrack()
 
 
 class Key(NamedTuple):
@@ -175,6 +208,8 @@ def range_text(key: Key) -> str:
         return "a list of texts"
     if base is str:
         return "a text" if meta is None else "a text that is not empty"
+    if base is bool:
+        return "true or false"
     kind = "a whole number" if base is int else "a number"
     assert meta is not None
     return f"{kind} from {meta.ge} to {meta.le}"
@@ -225,9 +260,9 @@ def _read_file(path: str) -> Iterator[tuple[str, Any]]:
 
 
 def _env_names(env: Mapping[str, str]) -> list[tuple[str, str]]:
-    """(variable, key name) for each variable of ours; the short alias comes last, so it wins."""
+    """(variable, key name) for each variable, the weakest first; the short alias comes last, so it wins."""
     by_variable = {ENV_PREFIX + name.upper().replace(".", "_"): name for name in KEYS}
-    found = []
+    found = [(variable, name) for variable, name in _ENV_OF_OTHERS.items() if env.get(variable)]
     for variable in env:
         if not variable.startswith(ENV_PREFIX) or variable in _ENV_ALIASES:
             continue
@@ -265,6 +300,8 @@ def _check_together(values: Mapping[str, Any], origin: Mapping[str, str]) -> Non
         ("tables.interval_s", "tables.idle_interval_s"),
         ("tables.interval_s", "tables.full_interval_s"),
         ("tables.idle_interval_s", "workers.stale_after_s"),
+        ("conntrack.interval_s", "conntrack.idle_interval_s"),
+        ("conntrack.idle_interval_s", "conntrack.full_interval_s"),
     )
     for low, high in ordered:
         if values[low] > values[high]:

@@ -20,7 +20,7 @@ from pipeline.kernel.enter import netns_inode_at, open_netns
 from pipeline.kernel.libc import share_files
 from pipeline.model.netns import Netns, NetnsInode
 from pipeline.model.process import Task
-from pipeline.procfs.ns import read_netns_inode
+from pipeline.procfs.ns import INITIAL_PID_NAMESPACE, read_netns_inode, read_pid_namespace
 from pipeline.procfs.processes import count_threads, list_pids, list_tids
 from pipeline.procfs.root import ProcRoot
 
@@ -32,6 +32,8 @@ _YOUNG_S = 3.0
 # A settled process's namespace is read again in every second scan, those of its threads, where they are many, in
 # every tenth: with one scan a second, every 2 s and every 10 s.
 _PROCESS_TURNS = 2
+# In how many scans each mount is looked at once, where its folder is as before.
+_MOUNT_TURNS = 4
 _THREAD_TURNS = 10
 _MANY_THREADS = 50
 
@@ -66,6 +68,12 @@ class _Seen:
     threads: dict[int, NetnsInode] = field(default_factory=dict)
 
 
+class _Made(NamedTuple):
+    mounts: list[tuple[str, str]]
+    netns: Netns
+    is_wanted: bool
+
+
 class Discovery:
     """Finds namespaces, scan by scan. `denied` counts the processes whose namespace may not be read.
 
@@ -80,7 +88,8 @@ class Discovery:
         exclude: Sequence[str] = (),
     ) -> None:
         self._root = root
-        self._mount_dirs = tuple(mount_dirs)
+        # What is mounted here has nothing to do with a recorded tree.
+        self._mount_dirs = tuple(mount_dirs) if root.is_live() else ()
         self._include = tuple(include)
         self._exclude = tuple(exclude)
         self._seen: dict[int, _Seen] = {}
@@ -88,10 +97,19 @@ class Discovery:
         # Path -> the file that stands there (device, inode), and the namespace it is, if it is one.
         self._mounted: dict[str, tuple[tuple[int, int], int | None]] = {}
         self._turn = 0
+        # What `_list_mounts` found last, when the folders changed, and until which turn it looks closely after that.
+        self._mounts: dict[NetnsInode, list[tuple[str, str]]] = {}
+        self._mount_stamps: list[int] = []
+        self._mounts_young_until = 0
+        # By inode: what a namespace was made of, itself, and whether it is wanted. Most are the same each time.
+        self._made: dict[NetnsInode, _Made] = {}
         # Namespace -> what its processes hold of others: inode -> paths of descriptors. As reported.
         self._held: dict[NetnsInode, dict[NetnsInode, tuple[str, ...]]] = {}
         # Whether pids are ours, as system calls take them; None: not asked yet.
         self._can_compare: bool | None = None
+        # Namespaces found that are not looked at, as of the last scan; one more where processes are hidden from us, as
+        # they may live anywhere.
+        self.left_out = 0
 
     @property
     def denied(self) -> int:
@@ -123,13 +141,35 @@ class Discovery:
             for tid, netns in seen.threads.items():
                 tasks.setdefault(netns, set()).add(Task(pid, tid))
         mounts = self._list_mounts()
-        found = [
-            _netns(inode, mounts.get(inode, []), tasks.get(inode, set()))
-            for inode in tasks.keys() | mounts.keys()
-        ]
-        held = self._list_held(tasks.keys() | mounts.keys()) if self._held else {}
-        found += [Netns(inode, (), (), frozenset(), paths) for inode, paths in held.items()]
-        return {netns.inode: netns for netns in found if self._is_wanted(netns)}
+        living = tasks.keys() | mounts.keys()
+        self._made = {
+            inode: self._make(inode, mounts.get(inode, []), tasks.get(inode, set())) for inode in living
+        }
+        wanted = {inode: made.netns for inode, made in self._made.items() if made.is_wanted}
+        held = self._list_held(living) if self._held else {}
+        for inode, paths in held.items():
+            only_held = Netns(inode, (), (), frozenset(), paths)
+            if self.is_wanted(only_held):
+                wanted[inode] = only_held
+        self.left_out = len(living) + len(held) - len(wanted) + (not self._sees_all(pids))
+        return wanted
+
+    def _make(self, inode: NetnsInode, mounts: list[tuple[str, str]], tasks: set[Task]) -> _Made:
+        before = self._made.get(inode)
+        if before is not None and before.mounts == mounts and before.netns.tasks == tasks:
+            return before
+        netns = _netns(inode, mounts, tasks)
+        return _Made(mounts, netns, self.is_wanted(netns))
+
+    def _sees_all(self, pids: Set[int]) -> bool:
+        """Whether no process is hidden: by hidepid, which shows only one's own, or outside a pid namespace, from where
+        processes may live in our network namespaces all the same."""
+        if 1 not in pids:
+            return False
+        try:
+            return read_pid_namespace(self._root, 1) == INITIAL_PID_NAMESPACE
+        except (Vanished, Denied, Malformed):
+            return True  # a kernel without pid namespaces; or pid 1 is counted as denied
 
     def _list_held(self, living: Set[NetnsInode]) -> dict[NetnsInode, tuple[str, ...]]:
         """Descriptors of the namespaces that nothing else keeps alive, by inode: those reported that are still so."""
@@ -222,7 +262,15 @@ class Discovery:
         return False
 
     def _list_mounts(self) -> dict[NetnsInode, list[tuple[str, str]]]:
-        """(name, path) of each namespace bound in one of the mount folders, by inode."""
+        """(name, path) of each namespace bound in one of the mount folders, by inode.
+
+        Making and removing a name changes its folder. What is done to a file that stays is found in one of four turns.
+        """
+        stamps = [_changed_ns(folder) for folder in self._mount_dirs]
+        if stamps != self._mount_stamps:
+            self._mount_stamps, self._mounts_young_until = stamps, self._turn + _MOUNT_TURNS
+        if self._turn > self._mounts_young_until and self._turn % _MOUNT_TURNS:
+            return self._mounts
         found: dict[NetnsInode, list[tuple[str, str]]] = {}
         paths: set[str] = set()
         for folder in self._mount_dirs:
@@ -233,6 +281,7 @@ class Discovery:
                 paths.add(path)
         # Names that are never used twice (one per container) would pile up.
         self._mounted = {path: known for path, known in self._mounted.items() if path in paths}
+        self._mounts = found
         return found
 
     def _inode_at(self, path: str) -> NetnsInode | None:
@@ -251,7 +300,8 @@ class Discovery:
             known = self._mounted[path] = (file, netns_inode_at(path))
         return NetnsInode(known[1]) if known[1] is not None else None
 
-    def _is_wanted(self, netns: Netns) -> bool:
+    def is_wanted(self, netns: Netns) -> bool:
+        """Whether `include` and `exclude` leave it in."""
         words = (*netns.names, str(netns.inode))
         if any(fnmatch.fnmatchcase(word, pattern) for word in words for pattern in self._exclude):
             return False
@@ -280,6 +330,14 @@ def _netns(inode: NetnsInode, mounts: list[tuple[str, str]], tasks: set[Task]) -
     return Netns(
         inode, tuple(name for name, _ in mounts), tuple(path for _, path in mounts), frozenset(tasks)
     )
+
+
+def _changed_ns(folder: str) -> int:
+    """When an entry of the folder last came or went; 0 where there is no such folder."""
+    try:
+        return os.stat(folder).st_mtime_ns
+    except (FileNotFoundError, PermissionError, NotADirectoryError):
+        return 0
 
 
 def _leads_to(inode: NetnsInode, path: str) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 from pipeline.model.delta import Delta
 
 SCHEMA = 1
+# What the event of an end has beside the connection.
+ENDING_FIELDS = ("opened_at", "closed_at", "duration_s", "bytes_sent", "bytes_received", "refused", "source")
 HEARTBEAT = "heartbeat"
 EDGES = "delta.edges"
 
@@ -94,13 +96,35 @@ def delta_content(delta: Delta, namespace: Mapping[str, Any] | None) -> dict[str
     return {**delta._asdict(), "namespace": namespace}
 
 
-def connection_events(delta: Delta) -> list[dict[str, Any]]:
-    """Closed, then opened connections, each with its row as a map: a key may be used again within one commit."""
-    return [
-        {"event": event, "connection": dict(zip(delta.columns, row, strict=True))}
-        for event, rows in (("closed", delta.removed), ("opened", delta.added))
-        for row in rows
-    ]
+def connection_events(delta: Delta, endings: Iterable[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """Closed, then opened connections, each with its row as a map: a key may be used again within one commit.
+
+    `endings`: what ended, in columns of the table of closed connections: also what never was a row, or still is one, as
+    TIME_WAIT; that it goes in the end is no event.
+    """
+    removed = {
+        row["key"]: row for row in (dict(zip(delta.columns, one, strict=True)) for one in delta.removed)
+    }
+    events = []
+    for ending in endings:
+        row = removed.pop(ending["key"], None) or _row_of(ending, delta.columns)
+        events.append(
+            {"event": "closed", "connection": row, **{name: ending[name] for name in ENDING_FIELDS}}
+        )
+    for row in removed.values():
+        if row.get("state") != "TIME_WAIT" or row.get("owner_role") != "last":
+            events.append({"event": "closed", "connection": row})
+    for one in delta.added:
+        events.append({"event": "opened", "connection": dict(zip(delta.columns, one, strict=True))})
+    return events
+
+
+def _row_of(ending: Mapping[str, Any], columns: Sequence[str]) -> dict[str, Any]:
+    """A connection that ended, as the row it had or would have had."""
+    row = {name: ending.get(name) for name in columns}
+    owner = {name: ending[name] for name in ("pid", "start_ticks", "comm", "container")}
+    row["owners"] = [] if ending["pid"] is None else [{**owner, "fd": None, "netns": None}]
+    return row
 
 
 def namespace_events(before: Mapping[int, bool], after: Mapping[int, bool]) -> dict[int, str]:
@@ -121,7 +145,7 @@ class EdgeChanges:
         self.columns = tuple(columns)
         # When an end was seen last moves with every look, and is no change of the edge.
         self._compared = [index for index, column in enumerate(columns) if column != "last_seen"]
-        self._key = [columns.index(column) for column in ("client", "server", "proto", "ambiguous")]
+        self._key = [columns.index(column) for column in ("client", "server", "proto", "ambiguous", "nat")]
         self._sent: dict[Any, Sequence[Any]] | None = None
 
     def forget(self) -> None:
@@ -147,8 +171,14 @@ class EdgeChanges:
 
     def _identity(self, row: Sequence[Any]) -> tuple[Any, ...]:
         """What the edges are grouped by; the ends are maps, of which name and container follow from the process."""
-        client, server, *rest = (row[index] for index in self._key)
-        return (_end(client), _end(server), server["port"], *rest)
+        client, server, proto, ambiguous, nat = (row[index] for index in self._key)
+        return (_end(client), _end(server), server["port"], proto, ambiguous, _way(nat))
+
+
+def _way(nat: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    """All of a translation but the ports of its sources, of which each connection has its own."""
+    ways = () if nat is None else (nat["original"], nat["translated"])
+    return tuple((way["src"], way["dst"], way["dport"]) for way in ways)
 
 
 def _end(end: Mapping[str, Any]) -> tuple[Any, ...]:

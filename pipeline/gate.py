@@ -1,8 +1,12 @@
 """Which namespaces need a look: a few counters of the kernel, much cheaper than dumping the tables.
 
 A dump walks the host-wide TCP hash, so even an empty namespace's costs 0.5 to 40 ms; these counters cost 0.05 ms.
-They move with every open and close. State changes like ESTABLISHED to CLOSE_WAIT move none, so a namespace with
-sockets is looked at once in `full_interval_s` in any case.
+They move with every open and close. State changes like ESTABLISHED to CLOSE_WAIT move none of these; they take a
+segment, though, and segments are counted. So a namespace with sockets is looked at once in `full_interval_s`, but for
+one that has been quiet for a minute, has no UDP (connecting it moves nothing) and has neither sent nor received a
+segment since the last look: that one is as it was. Nothing counts accept(): a connection that waits in a listener's
+queue for more than a minute, and is then accepted in silence, is shown as waiting for up to six such intervals, after
+which any namespace is looked at.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ from pipeline.procfs.sockstat import read_sockstat, read_sockstat6
 
 # A namespace that changed within this time is checked every `interval_s`, others every `idle_interval_s`.
 _BUSY_S = 60.0
+# A look in so many full intervals, however still a namespace is.
+_STILL_INTERVALS = 6
 _TRIES = 3
 
 
@@ -30,6 +36,11 @@ class Counters(NamedTuple):
     tcp_inuse: int
     tcp_tw: int
     udp_inuse: int
+
+    @property
+    def of_sockets(self) -> tuple[int, ...]:
+        """What moves when a socket comes or goes: all but the segments."""
+        return (*self.tcp[:3], *self[1:])
 
     @property
     def is_empty(self) -> bool:
@@ -58,6 +69,12 @@ class _Gated:
     changed_s: float
     looked_s: float = -1e9
     counters: Counters | None = None
+    # As they were when the last look was ordered.
+    at_look: Counters | None = None
+
+    def is_still(self, counters: Counters) -> bool:
+        """Whether these prove that the tables are as at the last look."""
+        return counters == self.at_look and not counters.udp_inuse
 
 
 class Gate:
@@ -80,6 +97,10 @@ class Gate:
         gated.changed_s = gated.next_check_s = now_s
         gated.counters = None
 
+    def busy(self, now_s: float) -> set[int]:
+        """The namespaces that changed within the last minute."""
+        return {netns for netns, gated in self._gated.items() if now_s - gated.changed_s < _BUSY_S}
+
     def due(self, now_s: float) -> list[int]:
         """The namespaces to check now."""
         return [netns for netns, gated in self._gated.items() if gated.next_check_s <= now_s]
@@ -88,7 +109,8 @@ class Gate:
         """What follows from a namespace's counters (None: they cannot be read), and sets the next check."""
         settings, gated = self._settings, self._gated[netns]
         before, gated.counters = gated.counters, counters
-        if counters is None or counters != before:
+        moved = counters is None or before is None or counters.of_sockets != before.of_sockets
+        if moved:
             gated.changed_s = now_s if counters is not None else gated.changed_s
         busy = now_s - gated.changed_s < _BUSY_S
         gated.next_check_s += settings.interval_s if busy else settings.idle_interval_s
@@ -96,14 +118,16 @@ class Gate:
             gated.next_check_s = now_s + (settings.interval_s if busy else settings.idle_interval_s)
         if counters is None:
             due = now_s - gated.looked_s >= (settings.interval_s if busy else settings.idle_interval_s)
-        elif counters == before:
-            due = not counters.is_empty and now_s - gated.looked_s >= settings.full_interval_s
+        elif not moved:
+            still = counters.is_empty or (not busy and gated.is_still(counters))
+            intervals = _STILL_INTERVALS if still else 1
+            due = not counters.is_empty and now_s - gated.looked_s >= settings.full_interval_s * intervals
             if not due:
-                return Verdict.UNCHANGED if counters.is_empty else Verdict.WAIT
+                return Verdict.UNCHANGED if still else Verdict.WAIT
         else:
             due = True
         if due:
-            gated.looked_s = now_s
+            gated.looked_s, gated.at_look = now_s, counters
             return Verdict.LOOK
         return Verdict.WAIT
 

@@ -24,13 +24,18 @@ class FakeRoot(ProcRoot):
     each path before it is touched and may add to them: that is how something vanishes between two calls.
     """
 
-    __slots__ = ("denied", "lost", "on_access")
+    __slots__ = ("denied", "live", "lost", "on_access")
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.lost: set[str] = set()
         self.denied: dict[str, str] = {}
         self.on_access: Callable[[str], None] = lambda rel: None
+        # It stands for a mounted procfs.
+        self.live = True
+
+    def is_live(self) -> bool:
+        return self.live
 
     def read(self, rel: str) -> bytes:
         self._check(rel)

@@ -8,9 +8,11 @@ from typing import Any
 from hypothesis import strategies as st
 
 from pipeline.model.connection import Connection, Family, Proto, SocketKey, State
+from pipeline.model.container import Container
 from pipeline.model.netns import RosterRow
 from pipeline.model.process import Holding, Process, ProcessKey
 from pipeline.model.snapshot import Health, Snapshot
+from pipeline.model.traffic import Traffic
 
 HOST, BLUE = 4026531840, 4026532001
 
@@ -57,10 +59,15 @@ def snapshot(
     gone_processes: Sequence[ProcessKey] = (),
     holdings: Sequence[Holding] = (),
     gone_holdings: Sequence[Holding] = (),
+    searched_since_s: float | None = None,
+    containers: Sequence[Container] = (),
+    addresses: Sequence[bytes] | None = None,
+    traffic: Sequence[Traffic] = (),
 ) -> Snapshot:
     return Snapshot(
         "netns", netns, cookie, life, generation, base, taken_at_s, walked_at_s, "sock_diag", denied,
         health or Health(), connections, gone_connections, processes, gone_processes, holdings, gone_holdings,
+        containers, searched_since_s, addresses=addresses, traffic=traffic,
     )  # fmt: skip
 
 

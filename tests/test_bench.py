@@ -12,7 +12,22 @@ from pathlib import Path
 from tests.live import needs_root
 
 BENCH = Path(__file__).parent.parent / "scripts" / "bench"
-CASES = ["one-shot", "one-pass", "background", "many-namespaces", "freshness", "query", "crowd"]
+CASES = [
+    "one-shot",
+    "one-pass",
+    "background",
+    "many-namespaces",
+    "freshness",
+    "query",
+    "crowd",
+    "growth",
+    "extremes",
+    "endurance",
+    "owners",
+    "conntrack",
+    "ebpf-pass",
+    "ebpf-events",
+]
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:

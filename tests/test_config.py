@@ -132,8 +132,9 @@ def test_default_toml_holds_every_key_with_the_code_s_default() -> None:
 def test_default_toml_says_for_every_key_what_it_means_and_allows() -> None:
     text = (CONFIGS / "default.toml").read_text()
     for key in KEYS.values():
-        name = key.name.split(".")[1]
-        comment = re.search(rf"((?:^#.*\n)+){name} = ", text, re.MULTILINE)
+        section, name = key.name.split(".")
+        part = text[text.index(f"[{section}]\n") :]
+        comment = re.search(rf"((?:^#.*\n)+){name} = ", part, re.MULTILINE)
         assert comment, key.name
         lines = comment[1].splitlines()
         assert len(lines) >= 2, f"{key.name} has no meaning written"
@@ -149,3 +150,13 @@ def test_multi_netns_toml_sets_only_known_keys_and_explains_each_section() -> No
     loaded = load(str(CONFIGS / "multi-netns.toml"), {}, {})
     changed = {name for name, origin in loaded.origin.items() if origin.startswith("file ")}
     assert changed >= {"tables.full_interval_s", "budget.cpu_percent", "walk.target_s"}
+
+
+def test_host_proc_names_the_proc_root_where_nothing_of_ours_does(tmp_path: Path) -> None:
+    env = {"HOST_PROC": "/host/proc"}
+    loaded = load(write(tmp_path, '[agent]\nproc_root = "/other"\n'), env, {})
+    assert loaded.config.agent.proc_root == "/host/proc"
+    assert loaded.origin["agent.proc_root"] == "environment HOST_PROC"
+    assert load(None, {**env, "SOCKSCOPE_AGENT_PROC_ROOT": "/ours"}, {}).config.agent.proc_root == "/ours"
+    assert load(None, env, {"agent.proc_root": "/flag"}).config.agent.proc_root == "/flag"
+    assert load(None, {"HOST_PROC": ""}, {}).config.agent.proc_root == "/proc"

@@ -336,3 +336,38 @@ def test_what_a_namespace_reported_is_forgotten_with_it(tree: FakeRoot) -> None:
     discovery.scan(11.0)
     assert inode not in discovery.scan(12.0)
     os.close(held)
+
+
+def test_namespaces_that_are_left_out_are_counted(tree: FakeRoot) -> None:
+    write_task(tree, 1, HOST)
+    write_task(tree, 12, OTHER)
+    everything, some, none = (
+        Discovery(tree, (), *patterns) for patterns in ((), ((), [str(OTHER)]), (["nosuch"],))
+    )
+    for discovery in (everything, some, none):
+        discovery.scan(0.0)
+    assert (everything.left_out, some.left_out, none.left_out) == (0, 1, 2)
+
+
+def test_one_more_is_left_out_where_processes_are_hidden(tree: FakeRoot) -> None:
+    write_task(tree, 12, HOST)
+    discovery = Discovery(tree, ())
+    discovery.scan(0.0)
+    assert discovery.left_out == 1  # others' processes are not shown: not even pid 1
+    write_task(tree, 1, HOST)
+    (Path(tree.path) / "1/ns/pid").symlink_to("pid:[4026532701]")
+    discovery.scan(1.0)
+    assert discovery.left_out == 1  # a pid namespace that is not the host's
+    (Path(tree.path) / "1/ns/pid").unlink()
+    (Path(tree.path) / "1/ns/pid").symlink_to("pid:[4026531836]")
+    discovery.scan(2.0)
+    assert discovery.left_out == 0
+
+
+def test_what_is_mounted_here_has_nothing_to_do_with_a_recorded_tree(tree: FakeRoot, tmp_path: Path) -> None:
+    tree.live = False
+    write_task(tree, 1, HOST)
+    (tmp_path / "netns").mkdir()
+    (tmp_path / "netns" / "blue").touch()
+    discovery = Discovery(tree, [str(tmp_path / "netns")])
+    assert discovery.scan(0.0)[HOST].names == ()

@@ -74,15 +74,17 @@ def test_namespaces_appear_go_become_stale_and_fresh() -> None:
     assert namespace_events(before, after) == {1: "gone", 2: "stale", 3: "fresh", 5: "appeared"}
 
 
-COLUMNS = ("client", "server", "proto", "connections", "ambiguous", "last_seen")
+COLUMNS = ("client", "server", "proto", "connections", "ambiguous", "nat", "last_seen")
 
 
-def edge(client: int, server: int, connections: int = 1, last_seen: float = 1.0, port: int = 80) -> list[Any]:
+def edge(
+    client: int, server: int, connections: int = 1, last_seen: float = 1.0, port: int = 80, nat: Any = None
+) -> list[Any]:
     ends = [
         {"netns": 1, "pid": pid, "start_ticks": 10, "comm": "x", "addr": "10.0.0.1", "port": at}
         for pid, at in ((client, None), (server, port))
     ]
-    return [*ends, "tcp", connections, False, last_seen]
+    return [*ends, "tcp", connections, False, nat, last_seen]
 
 
 def test_first_message_of_edges_is_a_base_and_the_next_says_what_differs() -> None:
@@ -98,6 +100,20 @@ def test_first_message_of_edges_is_a_base_and_the_next_says_what_differs() -> No
         "changed": [edge(1, 3, connections=2)],
         "removed": [edge(4, 5)],
     }
+
+
+def nat(sport: int | None, asked: str = "10.96.0.1") -> dict[str, dict[str, Any]]:
+    way = {"src": "10.0.0.1", "sport": sport, "dst": asked, "dport": 443}
+    return {"original": way, "translated": {**way, "dst": "10.0.0.2"}}
+
+
+def test_translation_is_part_of_what_an_edge_is_but_for_the_ports_of_its_sources() -> None:
+    edges = EdgeChanges(COLUMNS)
+    edges.next_message([edge(1, 2), edge(1, 2, nat=nat(40000))])
+    both = [edge(1, 2, nat=nat(None)), edge(1, 2, nat=nat(40001, "10.96.0.2"))]
+    message = edges.next_message([edge(1, 2), *both])
+    assert message is not None
+    assert (message["added"], message["changed"], message["removed"]) == (both[1:], both[:1], [])
 
 
 def test_edges_that_were_only_seen_again_are_no_message() -> None:
@@ -139,3 +155,38 @@ def test_whoever_applies_the_messages_has_the_edges(states: list[tuple[bool, lis
             for row in (*message["added"], *message["changed"]):
                 copy[row[0]["pid"], row[1]["pid"]] = row
         assert copy == {(row[0]["pid"], row[1]["pid"]): row for row in rows}
+
+
+ENDING = {
+    "netns": 7, "proto": "tcp", "state": "CLOSE", "key": "5", "pid": 8, "start_ticks": 80, "comm": "curl",
+    "container": None, "opened_at": 1.0, "closed_at": 1.5, "duration_s": 0.5, "bytes_sent": 10, "bytes_received": 20,
+    "refused": False, "source": "ebpf",
+}  # fmt: skip
+OF_ENDING = {
+    "opened_at": 1.0, "closed_at": 1.5, "duration_s": 0.5, "bytes_sent": 10, "bytes_received": 20, "refused": False,
+    "source": "ebpf",
+}  # fmt: skip
+
+
+def test_a_connection_that_was_never_a_row_has_a_closed_event_with_its_owner() -> None:
+    delta = Delta(("netns", "state", "key", "pid", "device", "owners"), [], [], [])
+    row = {"netns": 7, "state": "CLOSE", "key": "5", "pid": 8, "device": None}
+    owner = {"pid": 8, "start_ticks": 80, "comm": "curl", "container": None, "fd": None, "netns": None}
+    assert connection_events(delta, [ENDING]) == [
+        {"event": "closed", "connection": {**row, "owners": [owner]}, **OF_ENDING}
+    ]
+
+
+def test_a_row_that_went_and_its_end_are_one_event() -> None:
+    delta = Delta(("key", "state", "owner_role"), [], [], [["5", "ESTABLISHED", "holder"]])
+    (event,) = connection_events(delta, [ENDING])
+    assert event == {
+        "event": "closed", "connection": {"key": "5", "state": "ESTABLISHED", "owner_role": "holder"}, **OF_ENDING,
+    }  # fmt: skip
+
+
+def test_that_a_time_wait_goes_whose_end_was_told_is_no_event() -> None:
+    columns = ("key", "state", "owner_role")
+    gone: list[list[Any]] = [["5", "TIME_WAIT", "last"], ["6", "TIME_WAIT", None]]
+    events = connection_events(Delta(columns, [], [], gone))
+    assert [event["connection"]["key"] for event in events] == ["6"]

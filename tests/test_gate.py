@@ -53,6 +53,44 @@ def test_an_unchanged_namespace_with_sockets_is_looked_at_every_ten_seconds() ->
     assert looks_until(gate, clock, 1051.0, BUSY) == [1000.0, 1010.0, 1020.0, 1030.0, 1040.0, 1050.0]
 
 
+STILL = BUSY._replace(udp_inuse=0)
+
+
+def after_a_quiet_minute(counters: Counters) -> tuple[Gate, ManualClock]:
+    gate, clock = new_gate()
+    looks_until(gate, clock, 1061.0, counters)
+    return gate, clock
+
+
+def test_a_namespace_still_for_a_minute_is_proven_unchanged_and_looked_at_once_a_minute() -> None:
+    gate, clock = after_a_quiet_minute(STILL)
+    looks = looks_until(gate, clock, 1300.0, STILL)
+    assert looks == [1110.0, 1170.0, 1230.0, 1290.0]
+    clock.advance(5.0)
+    assert gate.check(NETNS, STILL, clock.now_s) is Verdict.UNCHANGED
+
+
+def test_a_segment_may_have_changed_a_state_so_proof_waits_for_the_next_look() -> None:
+    gate, clock = after_a_quiet_minute(STILL)
+    moved = STILL._replace(tcp=STILL.tcp._replace(segments=9))
+    clock.now_s = 1065.0
+    assert gate.check(NETNS, moved, clock.now_s) is Verdict.LOOK  # the last one was at 1050
+    clock.now_s = 1070.0
+    assert gate.check(NETNS, moved, clock.now_s) is Verdict.UNCHANGED
+    again = STILL._replace(tcp=STILL.tcp._replace(segments=10))
+    clock.now_s = 1074.0
+    assert gate.check(NETNS, again, clock.now_s) is Verdict.WAIT
+    assert gate.check(NETNS, again, clock.now_s) is Verdict.WAIT
+    clock.now_s = 1075.0
+    assert gate.check(NETNS, again, clock.now_s) is Verdict.LOOK
+    assert gate.due(clock.now_s) == []
+
+
+def test_a_namespace_with_udp_sockets_is_never_still_since_connecting_one_moves_nothing() -> None:
+    gate, clock = after_a_quiet_minute(BUSY)
+    assert looks_until(gate, clock, 1101.0, BUSY) == [1070.0, 1080.0, 1090.0, 1100.0]
+
+
 def test_sockets_in_any_counter_make_a_namespace_not_empty() -> None:
     assert EMPTY.is_empty
     one = SnmpTcp(0, 0, 1)

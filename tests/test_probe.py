@@ -16,6 +16,10 @@ NAMES = [
     "read_descriptors",
     "descriptor_count",
     "btf",
+    "ebpf_iterator",
+    "ebpf_events",
+    "conntrack",
+    "conntrack_events",
     "shared_memory",
 ]
 

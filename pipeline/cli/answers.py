@@ -23,6 +23,7 @@ class Answered(NamedTuple):
     """Rows, how many matched before any limit, and the namespaces they come from (contract rows, as maps).
 
     `epoch` and `seq` say of which state, where the running pipeline answered. `truncated`: it left rows out by itself.
+    `denied`: processes that may not be read, of which not even the namespace is known.
     """
 
     listing: Listing
@@ -31,6 +32,7 @@ class Answered(NamedTuple):
     epoch: str = ""
     seq: int = 0
     truncated: bool = False
+    denied: int = 0
 
 
 class Wanted(NamedTuple):
@@ -78,7 +80,13 @@ def read(client: Client, op: str, keys: Mapping[str, Any]) -> Answered:
     columns = tuple(answer.columns)
     rows = [[row[name] for name in columns] for row in answer.rows]
     return Answered(
-        Listing(columns, rows), answer.total, answer.namespaces, answer.epoch, answer.seq, answer.truncated
+        Listing(columns, rows),
+        answer.total,
+        answer.namespaces,
+        answer.epoch,
+        answer.seq,
+        answer.truncated,
+        answer.denied,
     )
 
 
@@ -109,3 +117,6 @@ def note_limits(answered: Answered, shown: int) -> None:
             f"of {total} namespaces {stale} are stale, {partial} partial: see `sockscope namespaces`",
             err=True,
         )
+    if answered.denied:
+        who = "1 process" if answered.denied == 1 else f"{answered.denied} processes"
+        click.echo(f"{who} may not be read, and may hold any of these: see `sockscope probe`", err=True)

@@ -20,12 +20,23 @@ TABLE_FIELDS = (
     "netns", "netns_name", "proto", "state", "local_addr", "local_port", "remote_addr", "remote_port",
     "direction", "owners",
 )  # fmt: skip
+# The same of those that ended.
+CLOSED_FIELDS = (
+    "netns", "netns_name", "proto", "local_addr", "local_port", "remote_addr", "remote_port", "direction",
+    "pid", "comm", "duration_s", "bytes_sent", "bytes_received",
+)  # fmt: skip
+_CLOSED_COLUMNS = (
+    "netns", "proto", "local", "remote", "direction", "owner", "duration_s", "sent", "received",
+)  # fmt: skip
 _TABLE_COLUMNS = ("netns", "proto", "state", "local", "remote", "direction", "owners")
 
 
 @click.command()
 @filter_options(*CONNECTION_FILTERS)
 @row_options
+@click.option(
+    "--closed", is_flag=True, help="Those that ended a moment ago instead, with who owned them last."
+)
 @click.option("--watch", is_flag=True, help="Show them again after each change, until Ctrl-C.")
 @click.option(
     "--group-by",
@@ -49,6 +60,7 @@ def connections(
     limit: int | None,
     count: bool,
     exit_code: bool,
+    closed: bool,
     watch: bool,
     group_by: tuple[str, ...],
     top: int | None,
@@ -63,7 +75,7 @@ def connections(
     """
     wanted = Wanted(count, exit_code)
     _check_together({
-        "--watch": watch, "--explain": explain, "--count": count, "--fields": fields,
+        "--watch": watch, "--closed": closed, "--explain": explain, "--count": count, "--fields": fields,
         "--group-by or --top": group_by or top, "--exit-code": exit_code,
     })  # fmt: skip
     if explain:
@@ -71,10 +83,12 @@ def connections(
             runtime_dir, {"where": where_of(given), "fields": fields, "limit": limit}, output, wanted
         )
     groups = groups_of(group_by or BY_PROCESS, top or limit) if group_by or top else None
-    view = View(output, groups.fields if groups else fields, count and groups is None)
+    view = View(output, groups.fields if groups else fields, count and groups is None, closed)
     # Groups are made of all rows; a limit is one of theirs.
     asked_limit = 0 if view.only_count else None if groups else limit
     keys = {"where": where_of(given), "fields": view.asked(), "limit": asked_limit}
+    if closed:
+        keys["closed"] = True
     shaped = groups.shown if groups else view.shown_answer
     if watch:
         return follow(runtime_dir, keys, shaped, output)
@@ -84,6 +98,7 @@ def connections(
 
 # Each pair that makes no sense together.
 _EXCLUDE = [
+    ("--closed", "--watch"), ("--closed", "--explain"),
     ("--watch", "--explain"), ("--watch", "--count"), ("--watch", "--exit-code"), ("--explain", "--count"),
     ("--explain", "--group-by or --top"), ("--group-by or --top", "--fields"),
 ]  # fmt: skip
@@ -110,19 +125,47 @@ class View(NamedTuple):
     output: Output
     fields: tuple[str, ...]
     only_count: bool
+    closed: bool = False
 
     def asked(self) -> tuple[str, ...]:
         """The fields to ask for; none means all of them."""
         if self.only_count:
             return ("netns",)
-        return self.fields or (TABLE_FIELDS if self.output.format == "table" else ())
+        whole = CLOSED_FIELDS if self.closed else TABLE_FIELDS
+        return self.fields or (whole if self.output.format == "table" else ())
 
     def shown_answer(self, answered: Answered) -> Answered:
         return answered._replace(listing=self.shown(answered.listing))
 
     def shown(self, listing: Listing) -> Listing:
         """What to print of an answer with the fields `asked`."""
-        return table_view(listing) if self.asked() == TABLE_FIELDS and not self.fields else listing
+        if self.fields or self.only_count or self.output.format != "table":
+            return listing
+        return closed_view(listing) if self.closed else table_view(listing)
+
+
+def closed_view(listing: Listing) -> Listing:
+    """Rows of CLOSED_FIELDS as a person reads them, the latest last."""
+    rows = []
+    for (
+        netns,
+        name,
+        proto,
+        local,
+        local_port,
+        remote,
+        remote_port,
+        direction,
+        pid,
+        comm,
+        *rest,
+    ) in listing.rows:
+        duration_s, sent, received = rest
+        owner = None if pid is None else f"{comm or '?'}/{pid}"
+        lasted = None if duration_s is None else round(duration_s, 3)
+        ends = (endpoint(local, local_port), endpoint(remote, remote_port))
+        rows.append((name or netns, proto, *ends, direction, owner, lasted, sent, received))
+    return Listing(_CLOSED_COLUMNS, rows)
 
 
 def table_view(listing: Listing) -> Listing:

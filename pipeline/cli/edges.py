@@ -8,17 +8,26 @@ from typing import Any
 import click
 
 from pipeline.cli.answers import Answered, Wanted, ask, print_answer
+from pipeline.cli.dot import dot
 from pipeline.cli.filters import EDGE_FILTERS, filter_options, where_of
-from pipeline.cli.options import output_options, row_options, runtime_dir_option
-from pipeline.cli.render import Listing, Output, cell_text, endpoint
+from pipeline.cli.options import output_options_with, row_options, runtime_dir_option
+from pipeline.cli.render import Listing, Output, cell_text, endpoint, write
 
 _TABLE_COLUMNS = ("proto", "client_netns", "client", "from", "server_netns", "server", "to", "connections")
+_SIDES = ("client", "server")
+_DOT = "dot"
 
 
 @click.command()
 @filter_options(*EDGE_FILTERS)
 @row_options
-@output_options
+@click.option(
+    "--group-by",
+    "group_by",
+    type=click.Choice(["container", "netns"]),
+    help="One row for each pair of containers, or of network namespaces, the most connections first.",
+)
+@output_options_with({_DOT: "a graph for Graphviz"})
 @runtime_dir_option
 def edges(
     output: Output,
@@ -26,29 +35,85 @@ def edges(
     limit: int | None,
     count: bool,
     exit_code: bool,
+    group_by: str | None,
     runtime_dir: str | None,
     **given: Any,
 ) -> int:
     """Print which process talks to which, both ends joined, from the running pipeline.
 
     A dash stands for what is outside this host or not known, a question mark where several could be the other end.
+    Where addresses are translated on the way, the ends are the real ones, and the address that the client asked for
+    comes after the one that it got. With --format dot it is a graph for Graphviz: sockscope edges --format dot | dot
+    -Tsvg.
     """
-    keys = {"where": where_of(given), "fields": fields, "limit": 0 if count else limit}
-    answered = ask(runtime_dir, "edges", keys)
+    _check_together(output, fields, count, group_by)
+    asked_limit = 0 if count and not group_by else None if group_by else limit
+    answered = ask(runtime_dir, "edges", {"where": where_of(given), "fields": fields, "limit": asked_limit})
+    wanted = Wanted(count, exit_code)
+    if output.format == _DOT:
+        write(dot(_maps(answered), _names(answered)))
+        return wanted.exit_with(answered)
+    if group_by:
+        answered = _grouped(answered, group_by, limit)
+        return print_answer(answered, answered.listing, output, wanted)
     as_people_read = output.format == "table" and not fields and not count
     shown = _table_view(answered) if as_people_read else answered.listing
-    return print_answer(answered, shown, output, Wanted(count, exit_code))
+    return print_answer(answered, shown, output, wanted)
+
+
+def _check_together(output: Output, fields: tuple[str, ...], count: bool, group_by: str | None) -> None:
+    chosen = {
+        "--format dot": output.format == _DOT,
+        "--group-by": group_by,
+        "--fields": fields,
+        "--count": count,
+    }
+    for one, other in (("--format dot", "--group-by"), ("--format dot", "--fields"), ("--format dot", "--count"),
+                       ("--group-by", "--fields")):  # fmt: skip
+        if chosen[one] and chosen[other]:
+            raise click.UsageError(f"{one} and {other} exclude each other.")
+
+
+def _maps(answered: Answered) -> list[dict[str, Any]]:
+    return [dict(zip(answered.listing.columns, row, strict=True)) for row in answered.listing.rows]
+
+
+def _names(answered: Answered) -> dict[int, str | None]:
+    return {row["netns"]: row["name"] for row in answered.namespaces}
+
+
+def _grouped(answered: Answered, by: str, limit: int | None) -> Answered:
+    """One row for each pair of namespaces, or of containers in them: client's and server's, and what is between."""
+    keys = ("netns",) if by == "netns" else ("netns", "container")
+    names = _names(answered)
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for edge in _maps(answered):
+        pair = tuple(_value(edge[side], key, names) for side in _SIDES for key in keys)
+        groups.setdefault((*pair, edge["proto"]), []).append(edge)
+    rows = [
+        (*pair, len(found), sum(edge["connections"] for edge in found), min(edge["first_seen"] for edge in found),
+         max(edge["last_seen"] for edge in found)) for pair, found in groups.items()
+    ]  # fmt: skip
+    counted = len(keys) * len(_SIDES) + 2
+    rows.sort(key=lambda row: (-row[counted], repr(row)))
+    columns = (*(f"{side}_{key}" for side in _SIDES for key in keys),
+               "proto", "edges", "connections", "first_seen", "last_seen")  # fmt: skip
+    return answered._replace(listing=Listing(columns, rows[:limit]), total=len(rows))
+
+
+def _value(end: Mapping[str, Any], key: str, names: Mapping[int, str | None]) -> Any:
+    """A namespace by its name if it has one; None of what is outside."""
+    return names.get(end["netns"]) or end["netns"] if key == "netns" else end[key]
 
 
 def _table_view(answered: Answered) -> Listing:
-    names = {row["netns"]: row["name"] for row in answered.namespaces}
+    names = _names(answered)
     rows = []
-    for values in answered.listing.rows:
-        edge = dict(zip(answered.listing.columns, values, strict=True))
-        ends = [
-            cell for end in ("client", "server") for cell in _end(edge[end], names, edge.get("ambiguous"))
-        ]
-        rows.append((edge["proto"], *ends, edge["connections"]))
+    for edge in _maps(answered):
+        client, server = (_end(edge[side], names, edge["ambiguous"]) for side in _SIDES)
+        rows.append(
+            (edge["proto"], *client, *server[:2], server[2] + _asked(edge["nat"]), edge["connections"])
+        )
     return Listing(_TABLE_COLUMNS, rows)
 
 
@@ -59,3 +124,10 @@ def _end(end: Mapping[str, Any], names: Mapping[int, str | None], ambiguous: Any
     if end["pid"] is None and end["netns"] is None and ambiguous:
         who = "?"
     return cell_text(netns), cell_text(who), endpoint(end["addr"], end["port"])
+
+
+def _asked(nat: Mapping[str, Any] | None) -> str:
+    if nat is None:
+        return ""
+    asked, got = ((way["dst"], way["dport"]) for way in (nat["original"], nat["translated"]))
+    return "" if asked == got else f" (as {endpoint(*asked)})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -17,10 +17,20 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 def output_options(verb: Verb) -> Verb:
     """--format, --json, --fields, --no-header, in the verb as `output: Output` and `fields: tuple[str, ...]`."""
+    return _output_options(verb, {})
+
+
+def output_options_with(formats: Mapping[str, str]) -> Callable[[Verb], Verb]:
+    """`output_options` with more formats: their names, and what each is."""
+    return lambda verb: _output_options(verb, formats)
+
+
+def _output_options(verb: Verb, more: Mapping[str, str]) -> Verb:
+    described = "".join(f", {name}: {what}" for name, what in more.items())
     return _all(
         verb,
-        click.option("--format", "output", type=click.Choice(["table", "json", "jsonl"]), default="table",
-                     help="table (default), json: one array, jsonl: one object a line.",
+        click.option("--format", "output", type=click.Choice(["table", "json", "jsonl", *more]), default="table",
+                     help=f"table (default), json: one array, jsonl: one object a line{described}.",
                      callback=lambda ctx, _, value: _output(ctx, value)),
         click.option("--json", "as_json", is_flag=True, is_eager=True, expose_value=False,
                      callback=_remember, help="The same as --format json."),
@@ -68,6 +78,14 @@ def only_netns_option(verb: Verb) -> Verb:
     )(verb)  # fmt: skip
 
 
+def ebpf_option(verb: Verb) -> Verb:
+    """--ebpf as `ebpf: str | None`, None where it is not given."""
+    return click.option(
+        "--ebpf", type=click.Choice(["off", "auto", "require"]),
+        help="Let the kernel tell by eBPF instead of reading processes: not (off), where it can, or nothing else.",
+    )(verb)  # fmt: skip
+
+
 def duration_option(verb: Verb) -> Verb:
     """--duration as seconds, or None where it is not given."""
     return click.option(
@@ -77,10 +95,18 @@ def duration_option(verb: Verb) -> Verb:
 
 
 def flags_of(
-    runtime_dir: str | None = None, proc_root: str | None = None, log_level: str | None = None
+    runtime_dir: str | None = None,
+    proc_root: str | None = None,
+    log_level: str | None = None,
+    ebpf: str | None = None,
 ) -> dict[str, str | None]:
     """The settings given on the command line, as `pipeline.config.load` takes them."""
-    return {"agent.runtime_dir": runtime_dir, "agent.proc_root": proc_root, "agent.log_level": log_level}
+    return {
+        "agent.runtime_dir": runtime_dir,
+        "agent.proc_root": proc_root,
+        "agent.log_level": log_level,
+        "ebpf.mode": ebpf,
+    }
 
 
 def split_names(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:

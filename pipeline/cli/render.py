@@ -12,6 +12,8 @@ from pipeline.model.printable import printable
 
 # rich lays out every cell on its own: right for a screenful, seconds for 100,000 rows.
 _RICH_MAX_ROWS = 2000
+# Rows that are made into JSON in one go.
+_AT_ONCE = 500
 _WITHOUT_TEXT = frozenset((int, float, bool, type(None)))
 
 
@@ -112,20 +114,39 @@ def _json(value: Any) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _objects(listing: Listing) -> Iterator[dict[str, Any]]:
-    columns = [printable(name) for name in listing.columns]
-    # The check comes before the call: most values of 100,000 rows are numbers.
-    for row in listing.rows:
-        cells = zip(columns, row, strict=True)
-        yield {name: value if type(value) in _WITHOUT_TEXT else _clean(value) for name, value in cells}
-
-
 def _json_array(listing: Listing, _: Output) -> Iterable[bytes]:
-    return [_json(list(_objects(listing))), b"\n"]
+    # One array of several: without the brackets of each.
+    between = b"["
+    for piece in _encoded(listing, _json):
+        yield between + piece[1:-1]
+        between = b","
+    yield b"]\n" if between == b"," else b"[]\n"
 
 
 def _json_lines(listing: Listing, _: Output) -> Iterable[bytes]:
-    return (_json(row) + b"\n" for row in _objects(listing))
+    import msgspec
+
+    return _encoded(listing, msgspec.json.Encoder().encode_lines)
+
+
+def _encoded(listing: Listing, encode: Callable[[list[dict[str, Any]]], bytes]) -> Iterator[bytes]:
+    """Rows as maps, many at a time: only where the text shows anything but plain ASCII each value is looked at."""
+    columns = [printable(name) for name in listing.columns]
+    for begin in range(0, len(listing.rows), _AT_ONCE):
+        objects = [dict(zip(columns, row, strict=True)) for row in listing.rows[begin : begin + _AT_ONCE]]
+        try:
+            text = encode(objects)
+        except UnicodeEncodeError:
+            text = b"\\"  # a lone surrogate: no text that JSON could have
+        # JSON has a backslash before each control character but DEL.
+        if not text.isascii() or b"\\" in text or b"\x7f" in text:
+            text = encode([_cleaned(one) for one in objects])
+        yield text
+
+
+def _cleaned(one: dict[str, Any]) -> dict[str, Any]:
+    # The check comes before the call: most values of 100,000 rows are numbers.
+    return {name: value if type(value) in _WITHOUT_TEXT else _clean(value) for name, value in one.items()}
 
 
 def _table(listing: Listing, output: Output) -> Iterable[bytes]:

@@ -11,6 +11,7 @@ from pipeline.cli.options import (
     check_proc_root,
     config_options,
     duration_option,
+    ebpf_option,
     flags_of,
     only_netns_option,
     runtime_dir_option,
@@ -21,6 +22,7 @@ from pipeline.cli.options import (
 @config_options
 @runtime_dir_option
 @only_netns_option
+@ebpf_option
 @duration_option
 @click.option("--strict", is_flag=True, help="Exit with 4 where not every process may be read.")
 def run(
@@ -29,6 +31,7 @@ def run(
     log_level: str | None,
     runtime_dir: str | None,
     only_netns: tuple[str, ...],
+    ebpf: str | None,
     duration: float | None,
     strict: bool,
 ) -> int:
@@ -39,7 +42,7 @@ def run(
     from pipeline import config
     from pipeline.roles import instance
 
-    loaded = config.load(config_path, os.environ, flags_of(runtime_dir, proc_root, log_level))
+    loaded = config.load(config_path, os.environ, flags_of(runtime_dir, proc_root, log_level, ebpf))
     check_proc_root(loaded.config.agent.proc_root)
     # Until the supervisor takes signals itself, SIGTERM unwinds as Ctrl-C does: it would leave the segments' folder.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

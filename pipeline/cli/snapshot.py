@@ -14,6 +14,7 @@ from pipeline.cli.filters import CONNECTION_FILTERS, filter_options, where_of
 from pipeline.cli.options import (
     check_proc_root,
     config_options,
+    ebpf_option,
     flags_of,
     only_netns_option,
     output_options,
@@ -32,6 +33,7 @@ from pipeline.model.printable import printable
 @row_options
 @output_options
 @config_options
+@ebpf_option
 @click.option("--strict", is_flag=True, help="Exit with 4 where not every process may be read.")
 def snapshot(
     only_netns: tuple[str, ...],
@@ -43,6 +45,7 @@ def snapshot(
     config_path: str | None,
     proc_root: str | None,
     log_level: str | None,
+    ebpf: str | None,
     strict: bool,
     **given: Any,
 ) -> int:
@@ -50,7 +53,7 @@ def snapshot(
 
     As an ordinary user it sees that user's processes only, and says so.
     """
-    loaded = load(config_path, os.environ, flags_of(proc_root=proc_root, log_level=log_level))
+    loaded = load(config_path, os.environ, flags_of(None, proc_root, log_level, ebpf))
     check_proc_root(loaded.config.agent.proc_root)
     _start_log(loaded)
     view = View(output, fields, count)
@@ -59,9 +62,11 @@ def snapshot(
         request["fields"] = list(view.asked())
     if count or limit is not None:
         request["limit"] = 0 if count else limit
-    missing = _missing_rights(strict)
-    answered, denied = _take(loaded.config, only_netns, request)
-    _report_denied(denied, missing, strict)
+    # What eBPF tells needs other rights than reading processes: whether it did is known afterwards.
+    missing = _missing_rights(strict and loaded.config.ebpf.mode == "off")
+    answered, denied, by_kernel = _take(loaded.config, only_netns, request)
+    if not by_kernel:
+        _report_denied(denied, missing, strict)
     return print_answer(answered, view.shown(answered.listing), output, Wanted(count, exit_code))
 
 
@@ -92,8 +97,10 @@ def _missing_rights(strict: bool) -> str:
     return missing
 
 
-def _take(settings: Config, only_netns: tuple[str, ...], request: dict[str, Any]) -> tuple[Answered, int]:
-    """One walk, the answer to `request` on it, and how many processes may not be read.
+def _take(
+    settings: Config, only_netns: tuple[str, ...], request: dict[str, Any]
+) -> tuple[Answered, int, bool]:
+    """One walk, the answer to `request` on it, how many processes may not be read, and whether eBPF told.
 
     Raises: Refused for a filter or field that is not known.
     """
@@ -101,19 +108,31 @@ def _take(settings: Config, only_netns: tuple[str, ...], request: dict[str, Any]
     from pipeline.roles import foreground
 
     end_before_collecting()
-    store = foreground.take(settings, only_netns)
-    answer = query.answer(store.reader(), request)
+    taken = foreground.take(settings, only_netns)
+    if only_netns and not taken.looks:
+        click.echo(f"sockscope: no namespace is called {printable(' or '.join(only_netns))}", err=True)
+    denied = taken.denied + sum(look.denied for look in taken.looks)
+    join = taken.join()
+    if (joined := query.answer_joined(join, request)) is not None:
+        namespaces = [
+            {"netns": one.netns, "stale": one.stale, "partial": one.denied > 0 or one.walked_at_s is None}
+            for one in join.seen
+        ]
+        listing = Listing(joined["columns"], joined["rows"])
+        return Answered(listing, joined["total"], namespaces), denied, taken.by_kernel
+    answer = query.answer(taken.store().reader(), request)
     if not answer["ok"]:
         raise Refused(answer["error"]["message"], answer["error"]["code"])
-    losses = query.answer(store.reader(), {"op": "status", "fields": ["losses"]})["rows"][0][0]
-    denied = losses["processes_denied"] + sum(int(row["denied"] or 0) for row in answer["namespaces"])
-    return Answered(Listing(answer["columns"], answer["rows"]), answer["total"], answer["namespaces"]), denied
+    listing = Listing(answer["columns"], answer["rows"])
+    return Answered(listing, answer["total"], answer["namespaces"]), denied, taken.by_kernel
 
 
 def _report_denied(denied: int, missing: str, strict: bool) -> None:
     """Say on stderr what could not be read. Raises: Denied with `strict`."""
-    if denied and strict:
-        raise Denied(f"{_processes(denied)} may not be read")
+    if strict and (denied or missing):
+        raise Denied(
+            f"{_processes(denied)} may not be read" if denied else "not every process may be read", missing
+        )
     if denied or missing:
         why = f"missing {missing}" if missing else "the kernel refuses in spite of all capabilities"
         what = f"{_processes(denied)} may not be read" if denied else "not every process may be read"

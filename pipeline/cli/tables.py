@@ -12,6 +12,7 @@ from pipeline.cli.entry import EXIT_FAILED
 from pipeline.cli.filters import NAMESPACE_FILTERS, PROCESS_FILTERS, filter_options, where_of
 from pipeline.cli.options import output_options, row_options, runtime_dir_option
 from pipeline.cli.render import Listing, Output, emit
+from pipeline.cli.top import TOP_BY, Top
 
 _NAMESPACE_TABLE = (
     "netns", "name", "processes", "connections", "source", "state", "age_s", "stale", "partial", "denied",
@@ -49,6 +50,13 @@ def namespaces(
 @click.command()
 @filter_options(*PROCESS_FILTERS)
 @row_options
+@click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the N with the most.")
+@click.option(
+    "--by",
+    type=click.Choice(list(TOP_BY)),
+    default="connections",
+    help="The most of what, for --top; bytes need tables.tcp_info.",
+)
 @output_options
 @runtime_dir_option
 def processes(
@@ -57,10 +65,19 @@ def processes(
     limit: int | None,
     count: bool,
     exit_code: bool,
+    top: int | None,
+    by: str,
     runtime_dir: str | None,
     **given: Any,
 ) -> int:
     """Print the processes that hold sockets, from the running pipeline."""
+    if top is not None:
+        if limit is not None or count:
+            raise click.UsageError("--top excludes --limit and --count.")
+        ranking = Top(by, top, fields)
+        answered = ask(runtime_dir, "processes", {"where": where_of(given), "fields": ranking.asked})
+        shown = ranking.shown(answered.listing)
+        return print_answer(answered._replace(total=len(shown.rows)), shown, output, Wanted(count, exit_code))
     asking = _Asking(runtime_dir, "processes", where_of(given), fields, limit)
     return _print(asking, output, Wanted(count, exit_code))
 

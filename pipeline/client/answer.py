@@ -18,6 +18,7 @@ class Answer:
 
     `total`: rows that match, whatever the limit. `epoch` names the aggregator's run and `seq` its commit: of two
     answers of one epoch the higher seq is the newer. `namespaces`: how fresh and complete each namespace is.
+    `denied`: how many processes may not be read of which not even the namespace is known; they may hold any socket.
     `cursor`: what to ask for the next page with, None after the last. `truncated`: of an SQL statement, that there
     were more rows than an answer may have.
     """
@@ -31,6 +32,7 @@ class Answer:
     namespaces: list[dict[str, Any]]
     cursor: str | None = None
     truncated: bool = False
+    denied: int = 0
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return iter(self.rows)
@@ -89,7 +91,7 @@ class Exchange:
             return Answer(
                 columns, [dict(zip(columns, row, strict=True)) for row in answer["rows"]],
                 answer["total"], answer["host"], answer["epoch"], answer["seq"], answer["namespaces"],
-                answer.get("cursor"), bool(answer.get("truncated")),
+                answer.get("cursor"), bool(answer.get("truncated")), answer.get("denied", 0),
             )  # fmt: skip
         except (KeyError, TypeError) as error:
             raise Malformed(f"the aggregator's answer lacks something: {error}") from None

@@ -20,12 +20,13 @@ class Operations(ABC, Generic[AnswerT]):
 
     def connections(
         self, *, fields: Sequence[str] | None = None, limit: int | None = None, max_age_s: float | None = None,
-        cursor: str | None = None, **filters: Any,
+        cursor: str | None = None, closed: bool = False, **filters: Any,
     ) -> AnswerT:  # fmt: skip
-        """Connections with their owners."""
+        """Connections with their owners; with `closed` those that ended a moment ago, with who owned them last."""
         return self.ask(
-            "connections", where=filters, fields=fields, limit=limit, max_age_s=max_age_s, cursor=cursor
-        )
+            "connections", where=filters, fields=fields, limit=limit, max_age_s=max_age_s, cursor=cursor,
+            closed=closed or None,
+        )  # fmt: skip
 
     def namespaces(self, *, fields: Sequence[str] | None = None, **filters: Any) -> AnswerT:
         """Network namespaces, with counts and freshness. Filter: netns (inode or name)."""
@@ -39,10 +40,13 @@ class Operations(ABC, Generic[AnswerT]):
         return self.ask("processes", where=filters, fields=fields, limit=limit, cursor=cursor)
 
     def edges(
-        self, *, fields: Sequence[str] | None = None, limit: int | None = None, **filters: Any
-    ) -> AnswerT:
-        """Process-to-process edges, both ends joined."""
-        return self.ask("edges", where=filters, fields=fields, limit=limit)
+        self, *, fields: Sequence[str] | None = None, limit: int | None = None, max_age_s: float | None = None,
+        cursor: str | None = None, **filters: Any,
+    ) -> AnswerT:  # fmt: skip
+        """Process-to-process edges, both ends joined. Filters: netns, pid, comm, container, proto, port."""
+        return self.ask(
+            "edges", where=filters, fields=fields, limit=limit, max_age_s=max_age_s, cursor=cursor
+        )
 
     def explain(
         self, *, fields: Sequence[str] | None = None, limit: int | None = None, **filters: Any
@@ -51,7 +55,7 @@ class Operations(ABC, Generic[AnswerT]):
         return self.ask("explain", where=filters, fields=fields, limit=limit)
 
     def sql(self, statement: str, *, limit: int | None = None) -> AnswerT:
-        """The rows of a SELECT on connections, owners, processes, namespaces and edges."""
+        """The rows of a SELECT on connections, owners, processes, namespaces, edges and closed."""
         return self.ask("sql", sql=statement, limit=limit)
 
     def wait(

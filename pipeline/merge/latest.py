@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from pipeline.model.flow_snapshot import FlowSnapshot
 from pipeline.model.snapshot import Snapshot
 
 
@@ -33,7 +34,7 @@ class Latest:
     def __init__(self) -> None:
         self._heads: dict[tuple[str, int], _Head] = {}
 
-    def offer(self, snapshot: Snapshot) -> Verdict:
+    def offer(self, snapshot: Snapshot | FlowSnapshot) -> Verdict:
         """What to do with `snapshot`. APPLY advances the head: the caller must then merge it."""
         head = self._heads.get((snapshot.role, snapshot.netns))
         if head is not None and (snapshot.life, snapshot.generation) <= (head.life, head.generation):
@@ -52,7 +53,7 @@ class Latest:
             del self._heads[key]
 
 
-def _follows(head: _Head, delta: Snapshot) -> bool:
+def _follows(head: _Head, delta: Snapshot | FlowSnapshot) -> bool:
     if (delta.life, delta.generation) != (head.life, head.generation + 1):
         return False
     # Inodes are reused at once: another cookie under the same inode is another namespace, and changes to one say

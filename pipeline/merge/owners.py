@@ -2,7 +2,8 @@
 
 Not pid 1 if there is another: with socket activation it holds everybody's listeners. Of a listener the oldest
 process: the one that bound it, not a prefork child. Of anything else the youngest: the child that inetd forked to
-serve it, not the parent that is about to close its copy. Then the lowest pid, then the lowest descriptor.
+serve it, not the parent that is about to close its copy. Of those that started in one clock tick the pid decides which
+is older, as pids are given out in order, until they begin again. Then the lowest descriptor.
 
 Who owns a socket that no process holds: of a connection that waits to be accepted, the holders of the listener that it
 came to (pending); of one that its process has closed, the one that owned it last (last).
@@ -10,7 +11,7 @@ came to (pending); of one that its process has closed, the one that owned it las
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Set
 from typing import NamedTuple
 
 from pipeline.model.address import V4_MAPPED_PREFIX
@@ -72,6 +73,16 @@ def listeners_of(local_ip: bytes, device: str | None, listeners: Iterable[Listen
     return best
 
 
+def waits_at(
+    listeners: Collection[Listener], processes_of: Callable[[int], Set[tuple[int, int]]]
+) -> int | None:
+    """The inode of the listener whose holders own what waits at one of these. Of several that share a port, any may
+    get the connection: they are one only where the same processes, by `processes_of` its inode, hold them all."""
+    if len({frozenset(processes_of(one.inode)) for one in listeners}) != 1:
+        return None
+    return min(one.inode for one in listeners)
+
+
 def _address_score(local_ip: bytes, listening_ip: bytes) -> int:
     if listening_ip == local_ip:
         return 3
@@ -95,9 +106,17 @@ def reason(before: Holder | None, holder: Holder, listening: bool) -> str:
             if listening
             else "started earlier: the youngest uses it"
         )
-    return "started at the same time, a higher pid"
+    return (
+        "started in the same clock tick with a higher pid: later"
+        if listening
+        else "started in the same clock tick with a lower pid: earlier"
+    )
 
 
 def _rank(holder: Holder, listening: bool) -> tuple[bool, int, int, int, int]:
     pid, start_ticks, fd, reporter, _ = holder
-    return (pid == 1, start_ticks if listening else -start_ticks, pid, fd, reporter)
+    return (
+        (pid == 1, start_ticks, pid, fd, reporter)
+        if listening
+        else (pid == 1, -start_ticks, -pid, fd, reporter)
+    )

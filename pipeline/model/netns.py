@@ -61,3 +61,10 @@ class UsageRow(NamedTuple):
     cpu_percent: float
     rss_bytes: int
     pss_bytes: int | None
+
+
+class BudgetRow(NamedTuple):
+    """What all our processes may use and did use over the last minute, query work left out, in percent of one core."""
+
+    cpu_percent: float
+    used_percent: float

@@ -36,8 +36,24 @@ class Process(NamedTuple):
     container: str | None
 
 
+# A socket registered with an io_uring has no descriptor of its own: in a task's descriptors it has a number below 0,
+# made of the ring's descriptor and of its inode, which has 32 bits.
+_RING_SHIFT = 32
+
+
+def registered(ring_fd: int, inode: int) -> int:
+    """The number that stands for the descriptor of socket `inode`, registered with a ring."""
+    return -1 - (ring_fd << _RING_SHIFT | inode)
+
+
+def shown_fd(fd: int) -> int:
+    """The descriptor itself; of a registered socket that of its ring, by which it is held."""
+    return fd if fd >= 0 else (-1 - fd) >> _RING_SHIFT
+
+
 class Holding(NamedTuple):
-    """One descriptor on a socket: process (pid, start_ticks) holds socket `inode` as `fd`."""
+    """One descriptor on a socket: process (pid, start_ticks) holds socket `inode` as `fd`, or registered with the
+    io_uring that is `fd`."""
 
     pid: int
     start_ticks: int

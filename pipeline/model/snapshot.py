@@ -7,9 +7,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pipeline.errors import Malformed
+from pipeline.model.closed import ClosedConnection
 from pipeline.model.connection import Connection, SocketKey
 from pipeline.model.container import Container
 from pipeline.model.process import Holding, Process, ProcessKey
+from pipeline.model.traffic import Traffic
 
 SNAPSHOT_VERSION = 1
 
@@ -41,8 +43,13 @@ class Snapshot:
     `base`: the lists are the whole state. Otherwise they are the changes since `generation - 1`: rows added or
     changed, and the keys of those gone. Orders by (life, generation). Times are CLOCK_MONOTONIC seconds:
     `taken_at_s` of the table, `walked_at_s` of the end of the last complete fd pass, None before the first.
-    `denied`: processes that could not be read in the last pass. `source`: sock_diag or proc. `containers`: what the
-    containers that `processes` name are; a fact about each name, never taken back.
+    `searched_since_s`: since then every descriptor of every process was read at least once, whether or not it was
+    known; None: not yet. `denied`: processes that could not be read in the last pass. `source`: sock_diag, proc or
+    ebpf. `containers`: what the containers that `processes` name are; a fact about each name, never taken back.
+    `closed`: connections that ended since `generation - 1`, of a base all that are still remembered; only where the
+    source tells (ebpf).
+    `traffic`: what connections have carried so far, of those that changed since it was last told (tables.tcp_info).
+    `addresses`: all of the namespace's own, 4 or 16 bytes each; None: as before, and in a base not known.
     """
 
     role: str
@@ -63,6 +70,10 @@ class Snapshot:
     holdings: Sequence[Holding] = ()
     gone_holdings: Sequence[Holding] = ()
     containers: Sequence[Container] = ()
+    searched_since_s: float | None = None
+    closed: Sequence[ClosedConnection] = ()
+    traffic: Sequence[Traffic] = ()
+    addresses: Sequence[bytes] | None = None
 
     def to_wire(self) -> dict[str, Any]:
         """A map of plain values for the codec."""
@@ -81,7 +92,11 @@ _ROW_TYPES: dict[str, type] = {
     "holdings": Holding,
     "gone_holdings": Holding,
     "containers": Container,
+    "closed": ClosedConnection,
+    "traffic": Traffic,
 }
+# Absent in what was written before there were any.
+_LATER_ROWS = ("containers", "closed", "traffic")
 _SCALAR_TYPES: dict[str, tuple[type, ...]] = {
     "role": (str,), "netns": (int,), "cookie": (int, type(None)), "life": (int,), "generation": (int,),
     "base": (bool,), "taken_at_s": (float, int), "walked_at_s": (float, int, type(None)), "source": (str,),
@@ -99,10 +114,14 @@ def from_wire(wire: dict[str, Any]) -> Snapshot:
             if not isinstance(wire[name], types):
                 raise Malformed(f"snapshot field {name} is a {type(wire[name]).__name__}")
             values[name] = wire[name]
+        values["searched_since_s"] = since_s = wire.get("searched_since_s")
+        if not isinstance(since_s, (float, int, type(None))):
+            raise Malformed(f"snapshot field searched_since_s is a {type(since_s).__name__}")
+        own = wire.get("addresses")
+        values["addresses"] = None if own is None else list(own)
         for name, row_type in _ROW_TYPES.items():
             width = len(row_type._fields)  # type: ignore[attr-defined]
-            # Absent in what was written before there were any.
-            rows = [tuple(row) for row in (wire.get(name, ()) if name == "containers" else wire[name])]
+            rows = [tuple(row) for row in (wire.get(name, ()) if name in _LATER_ROWS else wire[name])]
             if any(len(row) != width for row in rows):
                 raise Malformed(f"snapshot field {name} has a row that is not {width} wide")
             values[name] = rows

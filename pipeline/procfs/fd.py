@@ -10,6 +10,7 @@ from types import TracebackType
 from pipeline.errors import Vanished
 from pipeline.model.netns import NetnsInode
 from pipeline.model.process import Task
+from pipeline.procfs.io_uring import RING_LINK
 from pipeline.procfs.root import ProcRoot, raise_sorted, task_dir
 
 
@@ -28,16 +29,17 @@ class FdDir:
 
     Descriptors are those of the task's own table: a thread may have unshared it from its leader.
     The open folder pins no namespace. `netns_fds`: of the descriptors read so far, those of a network namespace,
-    and its inode. Raises: Vanished, Denied (CAP_DAC_READ_SEARCH) at construction.
+    and its inode; `rings`: those of an io_uring. Raises: Vanished, Denied (CAP_DAC_READ_SEARCH) at construction.
     """
 
-    __slots__ = ("_dir_fd", "_path", "netns_fds")
+    __slots__ = ("_dir_fd", "_path", "netns_fds", "rings")
 
     def __init__(self, root: ProcRoot, task: Task) -> None:
         rel = task_dir(task) + "/fd"
         self._path = root.full_path(rel)
         self._dir_fd = root.open_dir(rel)
         self.netns_fds: dict[int, NetnsInode] = {}
+        self.rings: list[int] = []
 
     def __enter__(self) -> FdDir:
         return self
@@ -87,6 +89,8 @@ class FdDir:
             pairs.append((int(name), 0))
             if link.startswith("net:["):
                 self.netns_fds[int(name)] = NetnsInode(int(link[5:-1]))
+            elif link == RING_LINK:
+                self.rings.append(int(name))
         return pairs
 
 

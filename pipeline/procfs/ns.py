@@ -1,4 +1,4 @@
-"""PID/ns/net: which network namespace a task is in."""
+"""PID/ns: which namespaces a task is in."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pipeline.model.netns import NetnsInode
 from pipeline.model.process import Task
 from pipeline.procfs.root import ProcRoot, task_dir
 
+# PROC_PID_INIT_INO, include/linux/proc_ns.h: the pid namespace that has every process of the host.
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+
 
 def parse_netns_link(link: str) -> NetnsInode:
     """The inode in "net:[4026531840]". Raises: Malformed. Source: ns_get_name(), fs/nsfs.c."""
-    digits = link[5:-1]
-    if link[:5] != "net:[" or link[-1:] != "]" or not (digits.isascii() and digits.isdecimal()):
-        raise Malformed(f"ns/net: {link[:80]!r} is not net:[N]")
-    return NetnsInode(int(digits))
+    return NetnsInode(_parse_link(link, "net"))
 
 
 def read_netns_inode(root: ProcRoot, task: Task) -> NetnsInode:
@@ -24,6 +24,18 @@ def read_netns_inode(root: ProcRoot, task: Task) -> NetnsInode:
     return parse_netns_link(root.readlink(task_dir(task) + "/ns/net"))
 
 
+def read_pid_namespace(root: ProcRoot, pid: int) -> int:
+    """The inode of a process's pid namespace. Raises: Vanished (also without any in the kernel), Denied, Malformed."""
+    return _parse_link(root.readlink(f"{pid}/ns/pid"), "pid")
+
+
 def netns_path(root: ProcRoot, task: Task) -> str:
     """The path to open for entering the task's network namespace."""
     return root.full_path(task_dir(task) + "/ns/net")
+
+
+def _parse_link(link: str, kind: str) -> int:
+    digits = link[len(kind) + 2 : -1]
+    if link != f"{kind}:[{digits}]" or not (digits.isascii() and digits.isdecimal()):
+        raise Malformed(f"ns/{kind}: {link[:80]!r} is not {kind}:[N]")
+    return int(digits)

@@ -74,6 +74,14 @@ class ProcRoot:
         except (Vanished, Denied):
             return False
 
+    def is_live(self) -> bool:
+        """Whether it is a mounted procfs, of whichever pid namespace, and no recorded tree: what its links of
+        namespaces lead to can be entered. Source: fs/proc/root.c: its root is number 1, and it has no blocks."""
+        try:
+            return os.stat(self.path).st_ino == 1 and os.statvfs(self.path).f_blocks == 0
+        except OSError:
+            return False
+
     def size(self, rel: str) -> int:
         """st_size of `rel`."""
         return self._stat(rel).st_size

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from pipeline.codec import decode_map, encode, encode_great_map
 from pipeline.errors import Malformed, Refused, SockscopeError
+from pipeline.merge.join import BY_NAME, COLUMNS, Join
 from pipeline.model.deferred import Heavy, Later
 from pipeline.query.operations import OPERATIONS, Moment
-from pipeline.query.request import MAX_WAIT_S, Wanted, read_request
-from pipeline.store.envelope import namespaces_of
+from pipeline.query.request import MAX_WAIT_S, Wanted, columns_of, read_request
+from pipeline.store.envelope import denied_elsewhere, namespaces_of
 from pipeline.store.reader import Reader
 
 SCHEMA = 1
@@ -27,9 +29,24 @@ def answer(reader: Reader, request: Mapping[str, Any]) -> dict[str, Any]:
     A `wait` is answered at once, with whether there is something new.
     """
     try:
-        return _answer(reader, request, read_request(request, OPERATIONS))
+        return answer_wanted(reader, request, read_request(request, OPERATIONS))
     except Refused as refused:
         return _refusal(request, refused)
+
+
+def answer_joined(join: Join, request: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Columns, rows and total as `answer` has them, of connections that no store holds; None for a request that needs
+    one, since filters are SQL. Raises: Refused."""
+    wanted = read_request(request, OPERATIONS)
+    if wanted.op != "connections" or wanted.where or wanted.cursor or wanted.max_age_s is not None:
+        return None
+    columns = columns_of(wanted, COLUMNS, (*COLUMNS, *BY_NAME))
+    total = join.total
+    places = [(*COLUMNS, *BY_NAME).index(name) for name in columns]
+    all_rows = join.rows(by_name=max(places) >= len(COLUMNS))
+    found = [] if wanted.limit == 0 else list(islice(all_rows, wanted.limit))
+    rows = found if tuple(columns) == COLUMNS else [[row[place] for place in places] for row in found]
+    return {"ok": True, "columns": columns, "rows": rows, "total": total}
 
 
 def answer_bytes(reader: Reader, data: bytes) -> bytes:
@@ -69,22 +86,24 @@ def refuse_bytes(data: bytes, code: str, message: str) -> bytes:
     return encode(_error(request_id, code, message))
 
 
-def _answer(reader: Reader, request: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
+def answer_wanted(reader: Reader, request: Mapping[str, Any], wanted: Wanted) -> dict[str, Any]:
+    """The answer map to a request that was read. Raises: Refused."""
     with reader.moment():
         ((host, epoch, seq),) = reader.rows("SELECT host, epoch, seq FROM meta")
         found = OPERATIONS[wanted.op](reader, wanted, Moment(host, epoch, seq))
         namespaces = namespaces_of(reader, epoch, seq, wanted.where.get("netns"))
+        denied = denied_elsewhere(reader)
     return {
         "id": request.get("id"), "ok": True, "schema": SCHEMA, "host": host, "epoch": epoch, "seq": seq,
         "columns": list(found.columns), "rows": found.rows, "total": found.total, "cursor": found.cursor,
-        "namespaces": namespaces, **found.more,
+        "namespaces": namespaces, "denied": denied, **found.more,
     }  # fmt: skip
 
 
 def _wait(reader: Reader, request: dict[str, Any]) -> bytes | Later:
     try:
         wanted = read_request(request, OPERATIONS)
-        answered = _answer(reader, request, wanted)
+        answered = answer_wanted(reader, request, wanted)
     except Refused as refused:
         return encode(_refusal(request, refused))
     now_s = reader.now_s()

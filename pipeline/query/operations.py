@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.errors import Refused
-from pipeline.query.paging import Page, next_cursor, page_of
+from pipeline.query.paging import Page, cursor_at, next_cursor, page_of, place_of
 from pipeline.query.request import Wanted, columns_of
-from pipeline.store.edges import EDGE_FIELDS
+from pipeline.store.closed import CLOSED
+from pipeline.store.edges import EDGE_FIELDS, EDGE_KEY_TYPES, SIDES
 from pipeline.store.explain import explain
 from pipeline.store.filters import (
+    CLOSED_FILTERS,
     CONNECTION_FILTERS,
     EDGE_FILTERS,
     NAMESPACE_FILTERS,
@@ -24,17 +26,20 @@ from pipeline.store.reader import Reader
 from pipeline.store.schema import AGE_S, CONNECTIONS, NAMESPACES, PROCESSES, Table
 from pipeline.store.select import OWNERS, count, select, select_connections, select_edges
 from pipeline.store.status import read_status
+from pipeline.store.traffic import CONNECTION_FIGURES, PROCESS_FIGURES
 from pipeline.store.waiting import has_changed
 
 # A connection's fields in the contract's order; those of the primary owner, and the row's identity, come only when
 # asked for by name.
-_BY_NAME = ("pid", "comm", "container", "key")
+_BY_NAME = ("pid", "comm", "container", "key", *CONNECTION_FIGURES)
 CONNECTION_FIELDS = tuple(
     name
     for column in CONNECTIONS.columns
     if column not in _BY_NAME
     for name in ((column, OWNERS) if column == "owner_role" else (column,))
 )
+# The row's identity comes only when asked for.
+CLOSED_FIELDS = tuple(name for name in CLOSED.columns if name != "key")
 EXPLANATION, HOLDERS = "explanation", "holders"
 _EXPLAIN_LIMIT = 100
 _CONNECTION_KEYS, _NAMESPACE_KEYS, _PROCESS_KEYS = ("c.id",), ("n.netns",), ("p.pid", "p.start_ticks")
@@ -65,10 +70,14 @@ Operation = Callable[[Reader, Wanted, Moment], Found]
 def _condition(wanted: Wanted, filters: Mapping[str, Filter], netns_column: str) -> Condition:
     """The filters, and with `max_age_s` only rows of namespaces that were proven to be so that recently."""
     condition = compile_filters(wanted.where, filters)
-    if wanted.max_age_s is None:
-        return condition
-    fresh = f"{netns_column} IN (SELECT n.netns FROM namespace n WHERE {AGE_S} <= ?)"
-    return Condition(f"({condition.sql}) AND {fresh}", (*condition.params, wanted.max_age_s))
+    return condition if wanted.max_age_s is None else _fresh(condition, netns_column, wanted.max_age_s)
+
+
+def _fresh(condition: Condition, netns_column: str, max_age_s: float | None, or_of: str = "") -> Condition:
+    """`or_of`: SQL that selects what else the column may be."""
+    found = f"SELECT n.netns FROM namespace n WHERE {AGE_S} <= ?"
+    allowed = f"{found} UNION ALL {or_of}" if or_of else found
+    return Condition(f"({condition.sql}) AND {netns_column} IN ({allowed})", (*condition.params, max_age_s))
 
 
 def _paged(
@@ -83,7 +92,18 @@ def _paged(
     )
 
 
+def _closed(reader: Reader, wanted: Wanted, moment: Moment) -> Found:
+    _refuse_keys(wanted, "max_age_s")
+    columns = columns_of(wanted, CLOSED_FIELDS, tuple(CLOSED.columns))
+    condition = compile_filters(wanted.where, CLOSED_FILTERS)
+    page = page_of(condition, wanted.cursor, moment.epoch, "closed", _CONNECTION_KEYS)
+    rows = select(reader, CLOSED, columns, page.rest, "c.id", wanted.limit)
+    return _paged(reader, CLOSED, page, wanted, columns, rows)
+
+
 def _connections(reader: Reader, wanted: Wanted, moment: Moment) -> Found:
+    if wanted.closed:
+        return _closed(reader, wanted, moment)
     columns = columns_of(wanted, CONNECTION_FIELDS, (*CONNECTION_FIELDS, *_BY_NAME))
     condition = _condition(wanted, CONNECTION_FILTERS, "c.netns")
     page = page_of(condition, wanted.cursor, moment.epoch, wanted.op, _CONNECTION_KEYS)
@@ -92,12 +112,17 @@ def _connections(reader: Reader, wanted: Wanted, moment: Moment) -> Found:
 
 
 def _rows_of(
-    table: Table, filters: Mapping[str, Filter], netns_column: str, keys: tuple[str, ...]
+    table: Table,
+    filters: Mapping[str, Filter],
+    netns_column: str,
+    keys: tuple[str, ...],
+    by_name: Collection[str] = (),
 ) -> Operation:
-    """An operation that hands out one table as it is."""
+    """An operation that hands out one table as it is; the columns `by_name` only where they are asked for."""
+    default = tuple(name for name in table.columns if name not in by_name)
 
     def operation(reader: Reader, wanted: Wanted, moment: Moment) -> Found:
-        columns = columns_of(wanted, tuple(table.columns), tuple(table.columns))
+        columns = columns_of(wanted, default, tuple(table.columns))
         condition = _condition(wanted, filters, netns_column)
         page = page_of(condition, wanted.cursor, moment.epoch, wanted.op, keys)
         rows = select(reader, table, columns, page.rest, ", ".join(keys), wanted.limit)
@@ -107,10 +132,15 @@ def _rows_of(
 
 
 def _edges(reader: Reader, wanted: Wanted, moment: Moment) -> Found:
-    _refuse_keys(wanted, "cursor", "max_age_s")
     columns = columns_of(wanted, EDGE_FIELDS, EDGE_FIELDS)
-    edges, total = select_edges(reader, compile_filters(wanted.where, EDGE_FILTERS), wanted.limit)
-    return Found(columns, [[edge[name] for name in columns] for edge in edges], total)
+    condition = compile_filters(wanted.where, EDGE_FILTERS)
+    for side in SIDES if wanted.max_age_s is not None else ():
+        # Of an end that is not here nobody has a proof.
+        condition = _fresh(condition, f"ifnull(e.{side}_netns, 0)", wanted.max_age_s, "SELECT 0")
+    after = place_of(wanted.cursor, moment.epoch, wanted.op, EDGE_KEY_TYPES)
+    edges = select_edges(reader, condition, wanted.limit, after)
+    cursor = None if edges.last is None else cursor_at(moment.epoch, wanted.op, edges.last)
+    return Found(columns, [[edge[name] for name in columns] for edge in edges.rows], edges.total, cursor)
 
 
 def _explain(reader: Reader, wanted: Wanted, moment: Moment) -> Found:
@@ -166,7 +196,9 @@ def _refuse_keys(wanted: Wanted, *keys: str) -> None:
 OPERATIONS: dict[str, Operation] = {
     "connections": _connections,
     "edges": _edges,
-    "processes": _rows_of(PROCESSES, PROCESS_FILTERS, "p.netns", _PROCESS_KEYS),
+    "processes": _rows_of(
+        PROCESSES, PROCESS_FILTERS, "p.netns", _PROCESS_KEYS, ("sockets", *PROCESS_FIGURES)
+    ),
     "namespaces": _rows_of(NAMESPACES, NAMESPACE_FILTERS, "n.netns", _NAMESPACE_KEYS),
     "status": _status,
     "sql": _sql,

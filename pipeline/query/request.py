@@ -10,11 +10,15 @@ from pipeline.errors import Refused, did_you_mean
 MAX_WAIT_S = 300.0
 _KEYS = ("id", "op", "where", "fields", "limit", "cursor", "max_age_s")
 # `until_s` is what a wait that was put off is asked with: CLOCK_MONOTONIC.
-_OWN_KEYS: dict[str, tuple[str, ...]] = {"sql": ("sql",), "wait": ("epoch", "seq", "timeout_s", "until_s")}
+_OWN_KEYS: dict[str, tuple[str, ...]] = {
+    "connections": ("closed",),
+    "sql": ("sql",),
+    "wait": ("epoch", "seq", "timeout_s", "until_s"),
+}
 
 
 class Wanted(NamedTuple):
-    """A request, checked. `fields` None: the operation's own. The last ones are only for `sql` and `wait`."""
+    """A request, checked. `fields` None: the operation's own. Those from `sql` on are for single operations."""
 
     op: str
     where: Mapping[str, Any]
@@ -27,6 +31,7 @@ class Wanted(NamedTuple):
     seq: int | None
     timeout_s: float
     until_s: float | None
+    closed: bool
 
 
 def read_request(request: Mapping[str, Any], operations: Mapping[str, Any]) -> Wanted:
@@ -44,6 +49,7 @@ def read_request(request: Mapping[str, Any], operations: Mapping[str, Any]) -> W
         op, _where(request), _fields(request), _count(request, "limit"), _text(request, "cursor"),
         _seconds(request, "max_age_s", 1e12), _text(request, "sql"), _text(request, "epoch"), _count(request, "seq"),
         _seconds(request, "timeout_s", MAX_WAIT_S) or 0.0, _seconds(request, "until_s", 1e12),
+        _flag(request, "closed"),
     )  # fmt: skip
 
 
@@ -90,6 +96,13 @@ def _seconds(request: Mapping[str, Any], key: str, most: float) -> float | None:
         limit = f"from 0 to {most:g}" if most <= MAX_WAIT_S else "from 0 on"
         raise Refused(f"{key}: expected seconds {limit}, got {ascii(seconds)[:80]}")
     return float(seconds)
+
+
+def _flag(request: Mapping[str, Any], key: str) -> bool:
+    flag = request.get(key, False)
+    if not isinstance(flag, bool):
+        raise Refused(f"{key}: expected true or false, got {ascii(flag)[:80]}")
+    return flag
 
 
 def _text(request: Mapping[str, Any], key: str) -> str | None:

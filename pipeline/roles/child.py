@@ -10,6 +10,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import select
 import signal
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -136,6 +137,15 @@ class Child:
     def pid(self) -> int:
         """0 while there is none."""
         return self.process.pid if self.process is not None else 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is one to be reaped."""
+        if self.process is None:
+            return False
+        poller = select.poll()
+        poller.register(self.process.pidfd, select.POLLIN)
+        return bool(poller.poll(0))
 
     def fds(self) -> list[int]:
         """The files that the supervisor holds for it."""

@@ -14,6 +14,9 @@ from pipeline.discover import Membership
 from pipeline.model.netns import Netns, RosterRow, WorkerRow
 from pipeline.roles.child import Child, Forked
 from pipeline.roles.control import Control, assignment, member_messages
+from pipeline.roles.ebpf_place import ROLE as EBPF_ROLE
+from pipeline.roles.ebpf_place import EbpfPlace
+from pipeline.roles.sharing import SETTLED_S, plan
 from pipeline.segment import InstanceFolder, netns_segment
 from pipeline.walk.budget import share_out
 
@@ -36,7 +39,8 @@ StartWorker = Callable[[Control, int, int | None], Forked]
 
 @dataclass(slots=True)
 class Worker:
-    """One worker and the namespaces it serves. `lives`: of each, which start of a walk this is."""
+    """One worker and the namespaces it serves. `lives`: of each, which start of a walk this is. `dropped`: those that
+    it says to have let go."""
 
     index: int
     child: Child
@@ -46,15 +50,20 @@ class Worker:
     used_cpu_ns: int = 0
     ending_since_s: float | None = None
     killed_pid: int = 0
+    dropped: set[int] = field(default_factory=set)
+    role: str = ROLE
 
 
 class Fleet:
-    """All netns workers. Its caller tells it what discovery found, and calls `tend` often."""
+    """All netns workers, or the eBPF worker in place of them. Its caller tells it what discovery found, and calls
+    `tend` often."""
 
     def __init__(
-        self, config: Config, folder: InstanceFolder, board: Board, slots: int, start: StartWorker
-    ) -> None:
-        """`slots`: how many of the board's are for workers, from 0 on."""
+        self, config: Config, folder: InstanceFolder, board: Board, slots: int, start: StartWorker,
+        ebpf: EbpfPlace | None = None,
+    ) -> None:  # fmt: skip
+        """`slots`: how many of the board's are for netns workers, from 0 on."""
+        self._ebpf = ebpf
         self._config = config
         self._slots = slots
         self._folder = folder
@@ -70,13 +79,20 @@ class Fleet:
         # The newest order to look at each namespace, by number.
         self._ordered: dict[int, int] = {}
         self._orders = itertools.count(1)
+        # Namespaces on their way to another worker, by index: their old one was told to let them go.
+        self._moving: dict[int, int] = {}
+        self._placed_s: dict[int, float] = {}
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self._workers.values())
 
     def add(self, netns: Netns, now_s: float) -> None:
-        """Gives a new namespace to a new worker, or, above `workers.max`, to the one with the fewest."""
+        """Gives a new namespace to the eBPF worker if there is one, else to a new worker, or, above `workers.max`, to
+        the one with the fewest."""
         self.changes += 1
+        if self._ebpf is not None:
+            self._place(netns, self._ebpf_worker(self._ebpf), now_s)
+            return
         staying = [worker for worker in self._workers.values() if worker.ending_since_s is None]
         free = next((index for index in range(self._slots) if index not in self._workers), None)
         if free is not None and len(staying) < self._config.workers.max:
@@ -84,11 +100,12 @@ class Fleet:
         else:
             # One that is just ending is started again for it once it is reaped.
             worker = min(staying or self._workers.values(), key=lambda one: len(one.namespaces))
-        worker.namespaces[netns.inode] = netns
-        self._serving[netns.inode] = worker
-        if worker.child.control is not None:
-            for order in self._assignment(worker, netns):
-                worker.child.control.send(order, now_s)
+        self._place(netns, worker, now_s)
+
+    def _ebpf_worker(self, place: EbpfPlace) -> Worker:
+        if place.index not in self._workers:
+            self._workers[place.index] = Worker(place.index, Child(0.0), role=EBPF_ROLE)
+        return self._workers[place.index]
 
     def remove(self, inode: int, now_s: float) -> None:
         """The namespace is gone: its worker forgets it, and ends when it has no other."""
@@ -96,28 +113,39 @@ class Fleet:
         worker = self._serving.pop(inode)
         del worker.namespaces[inode]
         worker.lives.pop(inode, None)
+        self._placed_s.pop(inode, None)
+        moving_to = self._moving.pop(inode, None)
         self._checked_s.pop(inode, None)
         self._ordered.pop(inode, None)
         self._folder.unlink(netns_segment(inode))
         self._segment_paths.pop(inode, None)
-        if worker.child.control is None:
-            if not worker.namespaces:
-                del self._workers[worker.index]
-            return
-        worker.child.control.send({"op": "drop", "netns": inode}, now_s)
-        if not worker.namespaces:
-            worker.ending_since_s = now_s
-            worker.child.control.send({"op": "stop"}, now_s)
+        if worker.child.control is not None and moving_to is None:
+            worker.child.control.send({"op": "drop", "netns": inode, "tell": False}, now_s)
+        self._end_if_idle(worker, now_s)
+        if moving_to in self._workers:
+            self._end_if_idle(self._workers[moving_to], now_s)
         if self._dump_age_s(worker, now_s) > _GONE_DUMP_LIMIT_S:
             self._kill(worker, f"is inside a dump while namespace {inode} is gone")
+
+    def _end_if_idle(self, worker: Worker, now_s: float) -> None:
+        """Ends a worker without namespaces, unless one is on its way."""
+        if worker.namespaces or worker.index in self._moving.values() or worker.ending_since_s is not None:
+            return
+        if worker.role == EBPF_ROLE:
+            return  # the next namespace is its, too
+        if worker.child.control is None:
+            del self._workers[worker.index]
+            return
+        worker.ending_since_s = now_s
+        worker.child.control.send({"op": "stop"}, now_s)
 
     def update(self, netns: Netns, members: Membership | None, now_s: float) -> None:
         """Tells the worker how a namespace's tasks (None: not at all) and ways in changed."""
         self.changes += 1
         worker = self._serving[netns.inode]
         before, worker.namespaces[netns.inode] = worker.namespaces[netns.inode], netns
-        if worker.child.control is None:
-            return
+        if worker.child.control is None or netns.inode in self._moving:
+            return  # the assignment that follows has all of it
         if before.paths != netns.paths:
             worker.child.control.send({"op": "paths", "netns": netns.inode, "paths": netns.paths}, now_s)
         if members is not None:
@@ -125,18 +153,24 @@ class Fleet:
                 worker.child.control.send(message, now_s)
 
     def hear(self, fds: Set[int]) -> Iterator[dict[str, Any]]:
-        """What those workers say whose lines are among `fds`: held messages."""
+        """What those workers say whose lines are among `fds`: held messages. What they let go, `tend` hands on."""
         for worker in self._workers.values() if fds else ():
             control = worker.child.control
             if control is None or control.fileno() not in fds:
                 continue
-            yield from control.receive() or ()
+            for message in control.receive() or ():
+                if message["op"] == "dropped":
+                    worker.dropped.add(message["netns"])
+                elif self._ebpf is None or not self._ebpf.hear(message):
+                    yield message
 
     def order_looks(self, inodes: list[int], now_s: float) -> None:
         """Has these namespaces looked at now."""
         orders: dict[int, list[int]] = {}
         number = next(self._orders)
         for inode in inodes:
+            if inode in self._moving:
+                continue  # it is looked at as soon as it has arrived
             self._ordered[inode] = number
             orders.setdefault(self._serving[inode].index, []).append(inode)
         for index, wanted in orders.items():
@@ -148,7 +182,8 @@ class Fleet:
     def proven(self, inode: int, now_s: float) -> None:
         """The gate found proof that nothing changed since the last look it asked for: that says something of what
         we know only if the look was taken."""
-        if self._board.slot(self._serving[inode].index)[ANSWERED] >= self._ordered[inode]:
+        answered = self._board.slot(self._serving[inode].index)[ANSWERED]
+        if inode not in self._moving and answered >= self._ordered[inode]:
             self._checked_s[inode] = now_s
 
     def tend(self, now_s: float) -> None:
@@ -168,6 +203,61 @@ class Fleet:
             elif worker.ending_since_s is not None and now_s - worker.ending_since_s > _END_LIMIT_S:
                 self._kill(worker, "does not end")
             self._reap(worker, now_s)
+        self._finish_moves(now_s)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether any worker has more than one namespace."""
+        return self._ebpf is None and len(self._serving) > len(self._workers)
+
+    def rebalance(self, busy: Set[int], now_s: float) -> None:
+        """Begins to move namespaces so that one more of the busy ones has a worker of its own, see sharing.py.
+
+        Nothing is lost on the way: the old worker says that it has let go before the new one is told of it, what was
+        published last stays answerable, and the new worker's first look is a whole state of a later life.
+        """
+        if self._moving or not self.is_shared:
+            return
+        unsettled = {inode for inode, placed_s in self._placed_s.items() if now_s - placed_s < SETTLED_S}
+        staying = {
+            one.index: one.namespaces.keys() for one in self._workers.values() if one.ending_since_s is None
+        }
+        free = next((index for index in range(self._slots) if index not in self._workers), None)
+        if free is not None and len(staying) < self._config.workers.max:
+            staying[free] = {}.keys()
+        for move in plan(staying, busy, unsettled):
+            if move.to not in self._workers:
+                self._workers[move.to] = Worker(move.to, Child(self._config.workers.restart_backoff_s))
+            control = self._serving[move.netns].child.control
+            self._moving[move.netns] = move.to
+            if control is not None:
+                control.send({"op": "drop", "netns": move.netns, "tell": True}, now_s)
+        self._finish_moves(now_s)
+
+    def _finish_moves(self, now_s: float) -> None:
+        """Hands on what its old worker has let go, or cannot hold any more since it has ended."""
+        for inode, index in list(self._moving.items()):
+            old, new = self._serving[inode], self._workers.get(index)
+            if old.child.control is not None and inode not in old.dropped:
+                continue
+            self.changes += 1
+            old.dropped.discard(inode)
+            del self._moving[inode]
+            netns = old.namespaces.pop(inode)
+            old.lives.pop(inode, None)
+            # Back to where it was if the new one ended meanwhile.
+            self._place(netns, old if new is None else new, now_s)
+            self._end_if_idle(old, now_s)
+        for worker in self._workers.values():
+            worker.dropped.clear()
+
+    def _place(self, netns: Netns, worker: Worker, now_s: float) -> None:
+        worker.namespaces[netns.inode] = netns
+        self._serving[netns.inode] = worker
+        self._placed_s[netns.inode] = now_s
+        if worker.child.control is not None:
+            for order in self._assignment(worker, netns):
+                worker.child.control.send(order, now_s)
 
     def set_shares(self, total: float, period_s: float, now_s: float) -> None:
         """Shares out `total` (CPU seconds per second) by what each worker used and owes since the last call."""
@@ -201,7 +291,7 @@ class Fleet:
     def worker_rows(self) -> list[WorkerRow]:
         return [
             WorkerRow(
-                ROLE,
+                worker.role,
                 worker.child.pid,
                 sorted(worker.namespaces),
                 "running" if worker.child.pid else "restarting",
@@ -225,7 +315,11 @@ class Fleet:
         orders: list[dict[str, Any]] = [{"op": "share", "cpu": worker.share}]
         for netns in worker.namespaces.values():
             orders += self._assignment(worker, netns)
-        control = worker.child.start(lambda theirs: self._start(theirs, worker.index, only), now_s)
+        if worker.role == EBPF_ROLE and self._ebpf is not None:
+            self._ebpf.began()
+            control = worker.child.start(self._ebpf.start, now_s)
+        else:
+            control = worker.child.start(lambda theirs: self._start(theirs, worker.index, only), now_s)
         for order in orders:
             control.send(order, now_s)
 
@@ -245,11 +339,14 @@ class Fleet:
         return path
 
     def _reap(self, worker: Worker, now_s: float) -> None:
+        if worker.role == EBPF_ROLE:
+            self._reap_ebpf(worker, now_s)
+            return
         ended = worker.child.reap(now_s)
         if ended is None:
             return
         self.changes += 1
-        if not worker.namespaces:
+        if not worker.namespaces and worker.index not in self._moving.values():
             del self._workers[worker.index]
             return
         _log.warning(
@@ -258,6 +355,26 @@ class Fleet:
             ended,
             worker.child.start_at_s - now_s,
         )
+
+    def _reap_ebpf(self, worker: Worker, now_s: float) -> None:
+        """Starts it once more, or gives all its namespaces to netns workers; what it published stays answerable."""
+        place, control = self._ebpf, worker.child.control
+        assert place is not None and control is not None
+        if not worker.child.has_ended:
+            return
+        for message in control.receive() or ():
+            place.hear(message)  # its last words
+        ended = worker.child.reap(now_s)
+        if ended is None:
+            return
+        self.changes += 1
+        if place.ended(ended, now_s):
+            worker.child.start_at_s = now_s
+            return
+        self._ebpf = None
+        del self._workers[worker.index]
+        for netns in worker.namespaces.values():
+            self.add(netns, now_s)
 
     def _kill(self, worker: Worker, why: str) -> None:
         if worker.killed_pid == worker.child.pid:

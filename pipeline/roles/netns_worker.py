@@ -14,7 +14,6 @@ from typing import Any
 
 from pipeline.board import ANSWERED, BLOCKS, CPU_NS, DEBT_NS, DUMP_STARTED_NS, LOOKS, Slot
 from pipeline.clock import Clock
-from pipeline.codec import encode
 from pipeline.config import Config
 from pipeline.errors import Denied, SockscopeError, Unsupported, Vanished
 from pipeline.kernel.enter import home_inode, open_netns
@@ -23,7 +22,8 @@ from pipeline.netlink.sock_diag import open_diag
 from pipeline.procfs.ns import netns_path
 from pipeline.procfs.root import ProcRoot
 from pipeline.roles.control import Control, assignment, held_messages
-from pipeline.segment import SegmentFull, SegmentWriter
+from pipeline.roles.publication import Publication
+from pipeline.segment import SegmentWriter
 from pipeline.walk.budget import CpuBudget
 from pipeline.walk.elsewhere import Elsewhere
 from pipeline.walk.namespace import NamespaceWalk
@@ -35,8 +35,6 @@ _log = logging.getLogger(__name__)
 # A first look at a great namespace stops after so much CPU time and goes on later: others wait behind it.
 _LOOK_LIMIT_CPU_S = 0.25
 _OVERDUE_S = 1.0
-# After a full /dev/shm, how long until a whole base is packed and tried again.
-_SEGMENT_RETRY_S = 5.0
 # CPython specialises code after it ran eight times.
 _REHEARSALS = 10
 
@@ -44,10 +42,9 @@ _REHEARSALS = 10
 @dataclass(slots=True)
 class _Assigned:
     walk: NamespaceWalk
-    segment: SegmentWriter
+    publication: Publication
     life: int
     published_s: float = 0.0
-    segment_retry_s: float = 0.0
     told_denied: bool = False
     told_held: list[Elsewhere] = field(default_factory=list)
 
@@ -68,6 +65,7 @@ class NetnsWorker:
         self._assigned: dict[int, _Assigned] = {}
         self._pending_looks: dict[int, None] = {}
         self._order = 0
+        self._charged_cpu_s = 0.0
         self._stopped = self._walked_last = False
         self._spare: _Assigned | None = self._make_walk()
 
@@ -76,6 +74,7 @@ class NetnsWorker:
         self._control = control
         self._slot = slot
         self._send = send
+        self._charged_cpu_s = self._clock.cpu_s()
 
     def run(self) -> None:
         """Returns when told to stop or when the supervisor has gone."""
@@ -99,7 +98,6 @@ class NetnsWorker:
         now_s = self._clock.monotonic_s()
         if self._budget.ready_s(now_s) > now_s:
             return
-        began_cpu_s = self._clock.cpu_s()
         # Over the budget a look is always waiting: then they take turns, or no pass would ever end, and what a search
         # can miss would stay missed.
         self._walked_last = not self._walked_last and self._is_overdue(now_s)
@@ -113,7 +111,9 @@ class NetnsWorker:
             self._walk_due_block(now_s)
         used_cpu_s = self._clock.cpu_s()
         now_s = self._clock.monotonic_s()
-        self._budget.charge(used_cpu_s - began_cpu_s, now_s)
+        # With what orders and libzmq's thread took since the last time.
+        self._budget.charge(used_cpu_s - self._charged_cpu_s, now_s)
+        self._charged_cpu_s = used_cpu_s
         self._slot[CPU_NS] = int(used_cpu_s * 1e9)
         self._slot[DEBT_NS] = int(self._budget.debt_cpu_s(now_s) * 1e9)
 
@@ -142,7 +142,7 @@ class NetnsWorker:
                 self._pending_looks[netns] = None
             elif walk.health.passes == 0 and walk.files:
                 self._tell_held(netns, entry)  # every task was visited by this first look
-        self._publish(netns, entry)
+        self._publish(entry)
 
     def _walk_due_block(self, now_s: float) -> None:
         netns, entry = min(
@@ -159,7 +159,7 @@ class NetnsWorker:
         # A look that waits will publish it with the tables of its moment. Told alone, a descriptor that was closed
         # since the last look takes its holder from a connection that the tables still show.
         if entry.walk.has_changes and due and netns not in self._pending_looks:
-            self._publish(netns, entry)
+            self._publish(entry)
 
     def _tell_held(self, netns: int, entry: _Assigned) -> None:
         """Tells the supervisor of other namespaces that may live only by what the processes of this one hold."""
@@ -171,34 +171,13 @@ class NetnsWorker:
             self._control.send(message, now_s)
         self._control.flush(now_s)  # what a busy supervisor did not take the last time
 
-    def _publish(self, netns: int, entry: _Assigned) -> None:
+    def _publish(self, entry: _Assigned) -> None:
         """Commits the next generation to the segment, then sends it."""
         now_s = self._clock.monotonic_s()
         entry.published_s = now_s
-        snapshot = entry.walk.take_snapshot()
-        payload = encode(snapshot.to_wire())
-        committed = False
-        if now_s >= entry.segment_retry_s:
-            try:
-                if snapshot.base:
-                    entry.segment.write_base(entry.life, snapshot.generation, payload)
-                elif entry.segment.wants_base:
-                    base = encode(entry.walk.base().to_wire())
-                    entry.segment.write_base(entry.life, snapshot.generation, base)
-                else:
-                    entry.segment.append(entry.life, snapshot.generation, payload)
-                committed = True
-            except SegmentFull as error:
-                if entry.walk.health.segment_full == 0:
-                    _log.warning("%s: %s", error, error.hint, extra={"netns": netns})
-                entry.walk.health.segment_full += 1
-                entry.segment_retry_s = now_s + _SEGMENT_RETRY_S
-                # An aggregator that starts now has nothing to read: the next message must be whole.
-                entry.walk.want_base()
-        if not self._send(payload):
-            entry.walk.health.messages_dropped += 1
-            if not committed:
-                entry.walk.want_base()  # this generation is nowhere: the next one must be whole
+        walk = entry.walk
+        if not entry.publication.publish(walk.take_snapshot(), walk.base, now_s):
+            walk.want_base()
 
     def _obey_all(self) -> None:
         messages = self._control.receive()
@@ -218,12 +197,25 @@ class NetnsWorker:
             walk.target_s,
             walk.late_factor,
         )
-        reader = TableReader(self._root, 0, tables.source, self._clock, self._mark_dump)
-        return _Assigned(NamespaceWalk(0, self._root, reader, pacing, self._clock), SegmentWriter(""), 0)
+        reader = TableReader(
+            self._root, 0, tables.source, self._clock, self._mark_dump, traffic=tables.tcp_info
+        )
+        walk_of_none = NamespaceWalk(
+            0,
+            self._root,
+            reader,
+            pacing,
+            self._clock,
+            traffic_interval_s=tables.full_interval_s if tables.tcp_info else None,
+        )
+        # Who sends is known once there is something to send.
+        nowhere = Publication(SegmentWriter(""), lambda payload: False, walk_of_none.health)
+        return _Assigned(walk_of_none, nowhere, 0)
 
     def _obey_assign(self, message: dict[str, Any]) -> None:
         entry, self._spare = self._spare or self._make_walk(), None
-        entry.life, entry.segment.path = message["life"], message["segment"]
+        entry.life = message["life"]
+        entry.publication.segment.path, entry.publication.send = message["segment"], self._send
         start_s = self._clock.monotonic_s() + message["delay_s"]
         entry.walk.begin(message["netns"], message["life"], start_s)
         entry.walk.paths = tuple(message["paths"])
@@ -250,7 +242,11 @@ class NetnsWorker:
         entry = self._assigned.pop(message["netns"], None)
         self._pending_looks.pop(message["netns"], None)
         if entry is not None:
-            entry.segment.close()
+            entry.publication.segment.close()
+        if message["tell"]:
+            now_s = self._clock.monotonic_s()
+            self._control.send({"op": "dropped", "netns": message["netns"]}, now_s)
+            self._control.flush(now_s)
 
     def _obey_stop(self, message: dict[str, Any]) -> None:
         self._stopped = True
@@ -283,7 +279,7 @@ def rehearse(config: Config, clock: Clock, slot: Slot, segment: str) -> None:
             pass
         with suppress(SockscopeError):  # where entering is denied, no worker will do it either
             _enter_and_leave(netns_path(root, task), netns)
-    ours.send({"op": "drop", "netns": netns}, clock.monotonic_s())
+    ours.send({"op": "drop", "netns": netns, "tell": False}, clock.monotonic_s())
     worker._obey_all()
     ours.close()
     theirs.close()

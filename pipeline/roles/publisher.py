@@ -27,6 +27,7 @@ from pipeline.query import CONNECTION_FIELDS
 from pipeline.roles.feed_jobs import FeedJobs
 from pipeline.store import Reader, Store
 from pipeline.store.edges import EDGE_FIELDS
+from pipeline.store.endings import read_endings
 from pipeline.store.envelope import NAMESPACE_FIELDS
 from pipeline.store.filters import Condition
 from pipeline.store.schema import NAMESPACES
@@ -103,8 +104,10 @@ class Publisher:
                 netns: {"event": event, "netns": netns, "netns_name": names[netns]}
                 for netns, event in namespace_events(before, stale).items()
             }
-            for netns in sorted({*commit.touched, *happened}):
-                self._publish_netns(netns, netns in commit.touched, happened.get(netns))
+            for netns in sorted({*commit.touched, *commit.ended, *happened}):
+                self._publish_netns(
+                    netns, netns in commit.touched, happened.get(netns), netns in commit.ended
+                )
             for netns in before.keys() - stale.keys():
                 self._topics.gone(netns, self._clock.monotonic_s())
                 self._walked_s.pop(netns, None)
@@ -139,10 +142,11 @@ class Publisher:
         self._jobs.close()
         self._reader.close()
 
-    def _publish_netns(self, netns: int, touched: bool, happened: dict[str, Any] | None) -> None:
+    def _publish_netns(self, netns: int, touched: bool, happened: dict[str, Any] | None, ended: bool) -> None:
         topic, events_topic = delta_topic(netns), event_topic(netns)
         follows, listens = self._outlet.wants(topic), self._outlet.wants(events_topic)
-        delta = self._store.delta(netns, self._seq) if touched and (follows or listens) else None
+        wanted = (touched and (follows or listens)) or (ended and listens)
+        delta = self._store.delta(netns, self._seq) if wanted else None
         namespace = self._read_namespace(netns) if follows or listens else None
         if touched:
             prev = self._advance(topic)
@@ -152,7 +156,7 @@ class Publisher:
             # There may have been none, but nobody looked.
             self._advance(events_topic)
             return
-        events = _events(happened, delta)
+        events = _events(happened, delta, self._read_endings(netns) if ended else ())
         if events:
             prev = self._advance(events_topic)
             self._say(events_topic, self._seq, prev, {"namespace": namespace, "events": events})
@@ -180,7 +184,7 @@ class Publisher:
         began_s = self._clock.monotonic_s()
         with reader.moment():
             seq = _seq_of(reader)
-            found, _ = select_edges(reader, _EVERYTHING, None)
+            found = select_edges(reader, _EVERYTHING, None).rows
         content = self._edges.next_message([[edge[name] for name in EDGE_FIELDS] for edge in found])
         return seq, content, self._clock.monotonic_s() - began_s
 
@@ -224,14 +228,20 @@ class Publisher:
         self._names = {netns: name for netns, _, name in rows}
         return {netns: stale for netns, stale, _ in rows}
 
+    def _read_endings(self, netns: int) -> list[dict[str, Any]]:
+        with self._reader.moment():
+            return read_endings(self._reader, netns, self._seq)
+
     def _read_namespace(self, netns: int) -> dict[str, Any] | None:
         with self._reader.moment():
             return _namespace(self._reader, netns)
 
 
-def _events(of_namespace: dict[str, Any] | None, delta: Delta | None) -> list[dict[str, Any]]:
+def _events(
+    of_namespace: dict[str, Any] | None, delta: Delta | None, endings: Iterable[dict[str, Any]] = ()
+) -> list[dict[str, Any]]:
     """In the order in which they make sense: a namespace comes before its connections and goes after them."""
-    events = [] if delta is None else connection_events(delta)
+    events = [] if delta is None else connection_events(delta, endings)
     if of_namespace is not None:
         events.insert(len(events) if of_namespace["event"] == "gone" else 0, of_namespace)
     return events

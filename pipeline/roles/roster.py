@@ -13,11 +13,13 @@ SEGMENT_NAME = "roster"
 
 
 class Roster(NamedTuple):
-    """`denied`: processes whose namespace may not even be known."""
+    """`denied`: processes whose namespace may not even be known; `left_out`: namespaces that are not looked at, see
+    discover.py."""
 
     namespaces: list[RosterRow]
     workers: list[WorkerRow]
     denied: int
+    left_out: int = 0
 
 
 class RosterWriter:
@@ -52,6 +54,7 @@ def read_roster(path: str) -> Roster:
             [RosterRow(*row) for row in wire["namespaces"]],
             [WorkerRow(*row) for row in wire["workers"]],
             wire["denied"],
+            wire.get("left_out", 0),
         )
     except (KeyError, TypeError) as error:
         raise Malformed(f"{path}: not a roster: {error}") from None

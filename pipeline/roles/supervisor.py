@@ -21,9 +21,13 @@ from pipeline.kernel.enter import inside, open_netns
 from pipeline.model.netns import Netns, NetnsInode, WorkerRow
 from pipeline.model.process import Task
 from pipeline.procfs.root import ProcRoot
-from pipeline.roles.child import Child, Forked
+from pipeline.roles.child import Child, Forked, start_child
 from pipeline.roles.control import Control
+from pipeline.roles.ebpf_place import ROLE as EBPF_ROLE
+from pipeline.roles.ebpf_place import EbpfPlace, is_possible, open_sources
+from pipeline.roles.ebpf_worker import EbpfWorker
 from pipeline.roles.fleet import Fleet
+from pipeline.roles.flow_watch import FlowWatch
 from pipeline.roles.netns_worker import NetnsWorker, rehearse
 from pipeline.roles.nursery import Nursery, NurseryLost
 from pipeline.roles.roster import SEGMENT_NAME, Roster, RosterWriter
@@ -72,10 +76,13 @@ class Supervisor:
             self._root, discovery.mount_dirs, only_netns or discovery.include, discovery.exclude
         )
         self._known: dict[NetnsInode, Netns] = {}
-        self._gate = Gate(GateSettings(tables.interval_s, tables.idle_interval_s, tables.full_interval_s))
+        # Less by the tick that finds it due: nobody waits longer than the setting says.
+        idle_interval_s = max(tables.interval_s, tables.idle_interval_s - _GATE_PERIOD_S)
+        self._gate = Gate(GateSettings(tables.interval_s, idle_interval_s, tables.full_interval_s))
         worker_slots = config.workers.max + _SPARE_SLOTS
-        self._board = Board(worker_slots + 1)
+        self._board = Board(worker_slots + 3)
         self._aggregator_index = worker_slots
+        self._conntrack_index = worker_slots + 1
         self._aggregator = Single(
             "aggregator",
             self._aggregator_main,
@@ -84,8 +91,15 @@ class Supervisor:
             config.workers.restart_backoff_s,
             self._own_fds,
         )
+        self._flow_watch = self._make_flow_watch() if config.conntrack.mode != "off" else None
         self._nursery: Nursery | None = None
-        self._fleet = Fleet(config, folder, self._board, worker_slots, self._fork_worker)
+        self._ebpf_index = worker_slots + 2
+        ebpf = (
+            EbpfPlace(self._ebpf_index, self._fork_ebpf_worker)
+            if is_possible(config.ebpf, self._root)
+            else None
+        )
+        self._fleet = Fleet(config, folder, self._board, worker_slots, self._fork_worker, ebpf)
         self._roster = RosterWriter(folder.path_of(SEGMENT_NAME))
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._pid = os.getpid()
@@ -125,6 +139,8 @@ class Supervisor:
                 self._share_out(now_s - share_s, now_s)
                 share_s = now_s
             self._tend_workers(now_s)
+            if self._flow_watch is not None:
+                self._flow_watch.tend(now_s)
             self._tend_aggregator(now_s)
             self._write_roster(now_s)
             ready_fds = self._wait(min(scan_s, gate_s, end_s) - self._clock.monotonic_s())
@@ -140,12 +156,18 @@ class Supervisor:
         before, self._known = self._known, found
         for inode in changes.gone:
             self._fleet.remove(inode, now_s)
+            if self._flow_watch is not None:
+                self._flow_watch.remove(inode, now_s)
             self._gate.remove(inode)
         for inode in changes.appeared:
             self._fleet.add(found[inode], now_s)
+            if self._flow_watch is not None:
+                self._flow_watch.add(found[inode], now_s)
             self._gate.add(inode, now_s)
         for inode in (changes.members.keys() | set(changes.remounted)) & before.keys():
             self._fleet.update(found[inode], changes.members.get(inode), now_s)
+            if self._flow_watch is not None:
+                self._flow_watch.update(found[inode], now_s)
         for inode in changes.members.keys() & before.keys():
             self._gate.members_changed(inode, now_s)
 
@@ -177,11 +199,16 @@ class Supervisor:
             os.close(netns_fd)
 
     def _share_out(self, period_s: float, now_s: float) -> None:
-        """Gives the workers what supervisor and aggregator leave of the budget."""
-        used_cpu_s = self._clock.cpu_s() + self._board.slot(self._aggregator_index)[CPU_NS] / 1e9
+        """Gives the workers what supervisor, aggregator and conntrack worker leave of the budget."""
+        singles_ns = sum(
+            self._board.slot(index)[CPU_NS] for index in (self._aggregator_index, self._conntrack_index)
+        )
+        used_cpu_s = self._clock.cpu_s() + singles_ns / 1e9
         others = max(0.0, used_cpu_s - self._charged_cpu_s) / period_s
         self._charged_cpu_s = used_cpu_s
         budget = self._config.budget.cpu_percent / 100
+        if self._fleet.is_shared:
+            self._fleet.rebalance(self._gate.busy(now_s), now_s)
         self._fleet.set_shares(max(budget - others, budget * _WORKERS_PART), period_s, now_s)
 
     def _tend_workers(self, now_s: float) -> None:
@@ -196,13 +223,14 @@ class Supervisor:
 
     def _write_roster(self, now_s: float) -> None:
         """Writes it when it changed, and has the aggregator read it; proofs of the gate alone, now and then."""
-        changes = (self._fleet.changes, self._aggregator.changes)
+        singles = [self._aggregator, *([self._flow_watch.single] if self._flow_watch is not None else [])]
+        changes = (self._fleet.changes, sum(single.changes for single in singles))
         if changes == self._rostered and now_s - self._rostered_s < _ROSTER_PERIOD_S:
             return
         self._rostered, self._rostered_s = changes, now_s
         workers = [
             WorkerRow("supervisor", os.getpid(), [], "running", 0, 0.0),
-            self._aggregator.row(),
+            *(single.row() for single in singles),
             WorkerRow(
                 "nursery",
                 self._nursery.process.pid if self._nursery is not None else 0,
@@ -214,7 +242,10 @@ class Supervisor:
             *self._fleet.worker_rows(),
         ]  # fmt: skip
         try:
-            changed = self._roster.write(Roster(self._fleet.roster_rows(), workers, self._discovery.denied))
+            seen = self._discovery
+            changed = self._roster.write(
+                Roster(self._fleet.roster_rows(), workers, seen.denied, seen.left_out)
+            )
         except SegmentFull as error:
             if now_s - self._told_full_s > _TELL_AGAIN_S:
                 self._told_full_s = now_s
@@ -253,6 +284,20 @@ class Supervisor:
             self._nursery = self._start_nursery()
         return self._nursery.fork_worker(control.socket, slot, netns)
 
+    def _fork_ebpf_worker(self, control: Control) -> Forked:
+        def main() -> None:
+            pusher = Pusher(self._runtime_dir.path_of("ingest.ipc"))
+            EbpfWorker(
+                control,
+                self._board.slot(self._ebpf_index),
+                self._config,
+                pusher.send,
+                self._clock,
+                lambda: open_sources(self._config.ebpf),
+            ).run()
+
+        return start_child(EBPF_ROLE, None, main, self._own_fds())
+
     def _start_nursery(self) -> Nursery:
         """With a worker ready made, which every fork of it becomes."""
         rehearse(
@@ -287,14 +332,32 @@ class Supervisor:
             self._clock,
         ).run()
 
+    def _make_flow_watch(self) -> FlowWatch:
+        config, index = self._config, self._conntrack_index
+        backoff_s = config.workers.restart_backoff_s
+        single = Single("conntrack", self._conntrack_main, self._board, index, backoff_s, self._own_fds)
+        budget_cpu = config.budget.cpu_percent / 100
+        return FlowWatch(single, self._board.slot(index), self._folder, self._root, budget_cpu)
+
+    def _conntrack_main(self, control: Control) -> None:
+        """In the child."""
+        from pipeline.roles.conntrack_worker import ConntrackWorker
+
+        pusher = Pusher(self._runtime_dir.path_of("ingest.ipc"))
+        slot = self._board.slot(self._conntrack_index)
+        ConntrackWorker(self._config, control, slot, pusher.send, self._clock).run()
+
     def _children(self) -> list[Child]:
-        return [self._aggregator.child, *(worker.child for worker in self._fleet)]
+        conntrack = [self._flow_watch.single.child] if self._flow_watch is not None else []
+        return [self._aggregator.child, *conntrack, *(worker.child for worker in self._fleet)]
 
     def _own_fds(self) -> list[int]:
         """What is the supervisor's alone, to be closed in a child."""
         own = [self._runtime_dir.lock_fd, self._folder.lock_fd, self._relay_fd, self._wake_r, self._wake_w]
         nursery = self._nursery.fds() if self._nursery is not None else []
-        return [*own, *nursery, *self._roster.fds(), *self._aggregator.child.fds(), *self._fleet.fds()]
+        conntrack = self._flow_watch.single.child.fds() if self._flow_watch is not None else []
+        singles = [*self._aggregator.child.fds(), *conntrack]
+        return [*own, *nursery, *self._roster.fds(), *singles, *self._fleet.fds()]
 
     def _on_signal(self, number: int, _frame: object) -> None:
         if os.getpid() != self._pid:

@@ -8,6 +8,7 @@ import psutil
 
 from pipeline.clock import Clock
 from pipeline.model.netns import UsageRow
+from pipeline.procfs.root import ProcRoot
 
 # One process costs 0.1 ms, its PSS 1 ms more: with 64 workers every second would be a tenth of the budget.
 _INTERVAL_S = 10.0
@@ -17,8 +18,11 @@ _PSS_INTERVAL_S = 60.0
 class UsageMeter:
     """Measures the same processes again and again; CPU is that since the measurement before."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, root: ProcRoot) -> None:
+        """`root`: where processes are read, if its pids are ours."""
         self._clock = clock
+        if root.is_ours():
+            psutil.PROCFS_PATH = root.path  # a setting of the module's: this is its one importer
         self._processes: dict[int, psutil.Process] = {}
         self._pss: dict[int, int | None] = {}
         self._measured_s = self._pss_measured_s = -1e9
@@ -56,7 +60,8 @@ class UsageMeter:
 
 def _pss_bytes(process: psutil.Process) -> int | None:
     try:
-        pss: int = process.memory_full_info().pss
+        # psutil looks when it is imported whether the kernel tells it, in /proc, whatever is there then.
+        pss: int | None = getattr(process.memory_full_info(), "pss", None)
     except psutil.AccessDenied:
         return None
     return pss

@@ -17,6 +17,7 @@ _PREFIX = "sockscope-"
 _FOLDER_NAME = re.compile(_PREFIX + "[0-9a-f]{16}")
 _SEGMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NETNS_PREFIX = "netns-"
+_FLOWS_PREFIX = "flows-"
 # With the set-group-ID bit: what is made in the folder belongs to the folder's group.
 _FOLDER_MODE = 0o2750
 _FILE_MODE = 0o640
@@ -93,6 +94,11 @@ class InstanceFolder:
 def netns_segment(netns: int) -> str:
     """The name of the segment of a namespace, by inode."""
     return f"{_NETNS_PREFIX}{netns}"
+
+
+def flows_segment(netns: int) -> str:
+    """The name of the segment of a namespace's translated flows; there is one only where it translates, or did."""
+    return f"{_FLOWS_PREFIX}{netns}"
 
 
 def netns_of_segment(name: str) -> int | None:

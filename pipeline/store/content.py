@@ -12,10 +12,18 @@ from pipeline.merge.changes import Change
 from pipeline.merge.direction import Listeners, decide
 from pipeline.model.address import mapped
 from pipeline.model.connection import Connection, Proto, SocketKey, State
+from pipeline.model.flow_snapshot import FlowSnapshot
+from pipeline.store.addresses import write_addresses
+from pipeline.store.closed import TELLS, Ended
+from pipeline.store.containers import write_containers
+from pipeline.store.edges import remember
+from pipeline.store.flows import FlowWriter
+from pipeline.store.graph import flowing
 from pipeline.store.history import History
 from pipeline.store.ownership import Owners
-from pipeline.store.peers import flowing, part, update_peers
+from pipeline.store.peers import part, update_peers
 from pipeline.store.rows import CONNECTION_COLUMNS, stored_row
+from pipeline.store.traffic import write_traffic
 from pipeline.store.unheld import Unheld
 
 _WRITTEN = ("netns", "key", *CONNECTION_COLUMNS, "direction",
@@ -39,17 +47,18 @@ UPDATE process SET shown = reporter = (
   ORDER BY q.reporter <> q.netns, q.reporter LIMIT 1) WHERE pid = ? AND start_ticks = ?"""
 _HELD_BY = "SELECT inode FROM holding WHERE pid = ? AND start_ticks = ?"
 _CHANGED_IN = "SELECT DISTINCT netns FROM connection WHERE changed_seq = ?"
-_EDGES_CHANGED = f"SELECT EXISTS (SELECT 1 FROM connection c WHERE c.changed_seq = ? AND {flowing('c')})"
+# A bound UDP socket is part of an edge where somebody sends to it.
+_EDGES_CHANGED = f"""
+SELECT EXISTS (SELECT 1 FROM connection c WHERE c.changed_seq = ? AND ({flowing("c")} OR c.proto = 'udp'
+  AND EXISTS (SELECT 1 FROM connection d WHERE d.peer_id = c.id AND d.peer_id NOT NULL AND d.proto = 'udp')))"""
 _STORED_LISTENERS = """
 SELECT local_port, local_ip, key FROM connection WHERE netns = ? AND state = 'LISTEN' AND proto = 'tcp'"""
 _HEAD = """
 INSERT INTO namespace(netns, cookie, life, generation, source, taken_at_s, walked_at_s, denied, health, pass_began_s)
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT(netns) DO UPDATE SET
-pass_began_s = CASE WHEN life IS NOT excluded.life THEN excluded.pass_began_s
-  WHEN walked_at_s IS NOT excluded.walked_at_s THEN walked_at_s ELSE pass_began_s END,
 cookie = coalesce(excluded.cookie, cookie), life = excluded.life, generation = excluded.generation,
 source = excluded.source, taken_at_s = excluded.taken_at_s, walked_at_s = excluded.walked_at_s,
-denied = excluded.denied, health = excluded.health"""
+denied = excluded.denied, health = excluded.health, pass_began_s = excluded.pass_began_s"""
 
 
 @dataclass(slots=True)
@@ -68,27 +77,57 @@ class ContentWriter:
 
     database: sqlite3.Connection
     history: History
+    ended: Ended
     _held_inodes: set[int] = field(default_factory=set)
     _processes: set[tuple[int, int]] = field(default_factory=set)
     _arrivals: list[_Arrivals] = field(default_factory=list)
     # Namespaces that lost a connection.
     _lessened: set[int] = field(default_factory=set)
+    _edges_changed: bool = False
+    # Addresses that came to a namespace or went from it.
+    _moved: set[bytes] = field(default_factory=set)
     _unheld: Unheld = field(init=False)
+    _flows: FlowWriter = field(init=False)
 
     def __post_init__(self) -> None:
         self._unheld = Unheld(self.database, self.history)
+        self._flows = FlowWriter(self.database, self.history.seq)
 
     def write(self, change: Change) -> None:
         """One namespace's changes."""
         netns, cookie = change.head.netns, change.head.cookie
-        stored = self.database.execute("SELECT cookie FROM namespace WHERE netns = ?", (netns,)).fetchone()
+        stored = self.database.execute(
+            "SELECT cookie, life FROM namespace WHERE netns = ?", (netns,)
+        ).fetchone()
         if stored is not None and None not in (cookie, stored[0]) and cookie != stored[0]:
             self.clear(netns)  # another namespace under a reused inode: nothing of the old one carries over
+            stored = None
+        self.ended.note_told(netns, cookie, change.closed)
+        # What another life of the walk does not show may be all that it has not seen yet.
+        shows_ends = stored is not None and stored[1] == change.head.life and change.head.source != TELLS
         self._write_head(change)
         # In this order a row that goes takes along who held it.
-        self._write_connections(netns, change)
+        if change.addresses is not None:
+            self._moved |= write_addresses(self.database, netns, change.addresses)
+        self._write_connections(netns, change, shows_ends)
         self._write_holdings(netns, change)
         self._write_processes(netns, change)
+        write_containers(self.database, change.containers.values())
+        gone = [key for key, row in change.connections.items() if row is None]
+        write_traffic(self.database, netns, change.traffic.values(), gone, whole=change.base)
+
+    def write_flows(self, snapshot: FlowSnapshot) -> None:
+        """One namespace's translated flows, or the changes to them."""
+        self._flows.write(snapshot)
+
+    def remove(self, netns: int) -> None:
+        """Drops all that is known of a namespace that is no more."""
+        self.clear(netns)
+        self._flows.drop(netns)
+
+    def remove_flows(self, older_than_s: float) -> list[int]:
+        """Drops the flows of namespaces that nothing else is known of for so long; returns which."""
+        return self._flows.drop_orphans(older_than_s)
 
     def clear(self, netns: int) -> None:
         """Drops everything that this namespace's worker published, its row in `namespace` too."""
@@ -96,6 +135,7 @@ class ContentWriter:
         self._arrivals = [arrivals for arrivals in self._arrivals if arrivals.netns != netns]
         self.history.keep_all_going(netns)
         part(self.database, netns, None)
+        self._moved |= write_addresses(self.database, netns, ())
         if self.database.execute("DELETE FROM connection WHERE netns = ?", (netns,)).rowcount:
             self._lessened.add(netns)
         held = self.database.execute("SELECT DISTINCT inode FROM holding WHERE reporter = ?", (netns,))
@@ -105,6 +145,7 @@ class ContentWriter:
             "SELECT pid, start_ticks FROM process WHERE reporter = ?", (netns,)
         )))  # fmt: skip
         self.database.execute("DELETE FROM process WHERE reporter = ?", (netns,))
+        write_traffic(self.database, netns, (), (), whole=True)
         self.database.execute(
             "UPDATE namespace SET cookie = NULL, life = NULL, generation = NULL, source = NULL, taken_at_s = NULL,"
             " walked_at_s = NULL, pass_began_s = NULL, denied = 0, health = '{}' WHERE netns = ?", (netns,),
@@ -121,27 +162,25 @@ class ContentWriter:
         for arrivals in self._arrivals:
             self.database.executemany(_UPSERT, _upsert_values(arrivals, owners, seq))
         self._unheld.update()
-        update_peers(self.database, seq)
+        self._flows.settle()
+        self._edges_changed = update_peers(self.database, self.history, self._moved)
 
     def touched(self) -> tuple[tuple[int, ...], bool]:
         """After `finish`: namespace inodes whose connections were added, changed or removed, sorted; whether one of
         those may be part of an edge."""
         seq = self.history.seq
         found = self._lessened.union(netns for (netns,) in self.database.execute(_CHANGED_IN, (seq,)))
-        if not found or self._lessened:
-            return tuple(sorted(found)), bool(found)
+        if not found or self._lessened or self._edges_changed:
+            return tuple(sorted(found)), bool(found) or self._edges_changed
         (edges,) = self.database.execute(_EDGES_CHANGED, (seq,)).fetchone()
         return tuple(sorted(found)), bool(edges)
 
     def _write_head(self, change: Change) -> None:
         head = change.head
-        # The first look at a namespace reads the table, then every process, and is dated by the table; a later pass
-        # began when the one before it had ended.
-        began_s = head.walked_at_s if head.walked_at_s == head.taken_at_s else None
         self.database.execute(
             _HEAD,
             (head.netns, head.cookie, head.life, head.generation, head.source, head.taken_at_s, head.walked_at_s,
-             head.denied, json.dumps(asdict(head.health)), began_s),
+             head.denied, json.dumps(asdict(head.health)), head.searched_since_s),
         )  # fmt: skip
 
     def _write_processes(self, netns: int, change: Change) -> None:
@@ -201,7 +240,7 @@ class ContentWriter:
             inodes.update(inode for (inode,) in self.database.execute(_HELD_BY, key))
         self._note_holders(inodes - self._held_inodes)
 
-    def _write_connections(self, netns: int, change: Change) -> None:
+    def _write_connections(self, netns: int, change: Change, shows_ends: bool) -> None:
         rows = [row for row in change.connections.values() if row is not None]
         listeners = _listeners_of(rows)
         # Also those that go in this very change: they were there when the row came.
@@ -220,12 +259,17 @@ class ContentWriter:
             older: Collection[SocketKey] = stored.keys() & {row[0] for row in rows}
         else:
             older = () if self.history.first else [row[0] for row in rows]
+        if shows_ends:
+            waiting = [row[0] for row in rows if row[3] == State.TIME_WAIT]
+            head = change.head
+            self.ended.note_leaving(netns, (*gone, *waiting), head.taken_at_s, head.source)
         part(self.database, netns, (*older, *gone))
         self._unheld.note_closed(netns, [row[0] for row in rows if not row[9]])
         self._unheld.note_places(places[key] for key in places.keys() & {*older, *gone})
         self._unheld.note_places((netns, port) for port, _ in _listeners_of(rows))
         self.history.keep_changing(netns, older)
         self.history.keep_going(netns, gone)
+        remember(self.database, netns, gone)
         deleted = self.database.executemany(
             "DELETE FROM connection WHERE netns = ? AND key = ?", ((netns, key) for key in gone)
         )

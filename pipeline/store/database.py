@@ -8,8 +8,11 @@ import sqlite3
 from pathlib import Path
 
 from pipeline.clock import Clock
+from pipeline.store.closed import CLOSED_TABLES, CLOSED_VIEW
+from pipeline.store.containers import CONTAINER_TABLES, CONTAINER_VIEW
 from pipeline.store.edges import EDGES_VIEW
 from pipeline.store.schema import STATISTICS, TABLES, VIEWS
+from pipeline.store.traffic import TRAFFIC_TABLES
 
 MEMORY = ":memory:"
 # What SQLite says to a value or a row that no column takes.
@@ -31,7 +34,8 @@ def create(path: str, clock: Clock) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT_BYTES}")
-    connection.executescript(TABLES + VIEWS + EDGES_VIEW + STATISTICS)
+    tables = TABLES + TRAFFIC_TABLES + CLOSED_TABLES + CONTAINER_TABLES
+    connection.executescript(tables + VIEWS + EDGES_VIEW + CLOSED_VIEW + CONTAINER_VIEW + STATISTICS)
     return connection
 
 

@@ -17,6 +17,7 @@ DELTA_COLUMNS = (
     *(name for name in CONNECTIONS.columns if name not in _VOLATILE),
     OWNERS,
 )
+_NAT = DELTA_COLUMNS.index("nat")
 # Its own statement, and `+`: by the commit, not by the namespace or in the order of all ids, which are many more rows.
 _SINCE = "c.id IN (SELECT s.id FROM connection s WHERE +s.netns = ? AND s.changed_seq >= ?)"
 _PAST_COLUMNS = ", ".join(
@@ -43,5 +44,6 @@ def read_delta(reader: Reader, netns: int, seq: int) -> Delta:
 def _gone(row: tuple[Any, ...]) -> list[Any]:
     """The owners of a row that went: only what filters ask for is kept of them."""
     *values, owners = row
+    values[_NAT] = None if values[_NAT] is None else json.loads(values[_NAT])
     names = ("pid", "comm", "container")
     return [*values, [dict(zip(names, owner, strict=True)) for owner in json.loads(owners)]]

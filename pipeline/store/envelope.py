@@ -14,6 +14,13 @@ NAMESPACE_FIELDS = tuple(name for name in NAMESPACES.columns if name not in ("pr
 _MAX_SCOPES = 256
 
 
+def denied_elsewhere(reader: Reader) -> int:
+    """How many processes may not be read of which not even the namespace is known: they are in no namespace's `denied`,
+    and may hold any socket. Within `reader.moment()`."""
+    rows = reader.rows("SELECT count FROM loss WHERE name = 'processes_denied'")
+    return int(rows[0][0]) if rows else 0
+
+
 def namespaces_of(reader: Reader, epoch: str, seq: int, scope: Any) -> list[dict[str, Any]]:
     """Rows of the namespaces that a filter `netns` selects, all for None, whether or not they have connections: how
     far to trust an answer. Within `reader.moment()`, of commit `seq` of run `epoch`."""

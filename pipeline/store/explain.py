@@ -30,7 +30,9 @@ SELECT {", ".join(HOLDERS.columns.values())}, h.seen_s + {WALL_OFFSET}
 FROM {HOLDERS.source} WHERE {{where}}"""
 _WALKS = """
 SELECT coalesce(sum(walked_at_s IS NULL), 0), coalesce(sum(denied), 0) FROM namespace"""
-_LOST = "SELECT coalesce(sum(count), 0) FROM loss WHERE name = 'processes_denied'"
+_LOST = """
+SELECT coalesce(sum(count) FILTER (WHERE name = 'processes_denied'), 0),
+  coalesce(sum(count) FILTER (WHERE name = 'namespaces_left_out'), 0) FROM loss"""
 
 
 _KERNEL = (
@@ -53,7 +55,8 @@ def explain(reader: Reader, condition: Condition, limit: int | None) -> list[Exp
     facts = reader.rows(*limited(_FACTS.format(where=condition.sql), condition, limit))
     holders = _holders(reader, [row_id for row_id, *_ in facts])
     ((unwalked, denied),) = reader.rows(_WALKS)
-    ((outside,),) = reader.rows(_LOST)
+    ((outside, left_out),) = reader.rows(_LOST)
+    elsewhere = _Elsewhere(unwalked, denied + outside, bool(left_out))
     explained = []
     for row_id, state, inode, unwalked_here, denied_here, role, last_pid, last_comm in facts:
         held = holders.get(row_id, [])
@@ -66,9 +69,17 @@ def explain(reader: Reader, condition: Condition, limit: int | None) -> list[Exp
                 Explained(_last(state, inode, f"{last_comm or 'a process'} (pid {last_pid})"), [])
             )
         else:
-            why = _unowned(state, inode, unwalked_here, denied_here, unwalked, denied + outside)
+            why = _unowned(state, inode, unwalked_here, denied_here, elsewhere)
             explained.append(Explained(why, []))
     return explained
+
+
+class _Elsewhere(NamedTuple):
+    """What was not seen on the whole host: namespaces not walked yet, processes denied, namespaces left out."""
+
+    unwalked: int
+    denied: int
+    left_out: bool
 
 
 def _holders(reader: Reader, row_ids: Iterable[int]) -> dict[int, list[tuple[Any, ...]]]:
@@ -100,9 +111,9 @@ def _owned(rows: list[tuple[Any, ...]], role: str | None) -> Explained:
         return Explained(f"{owner}. No other process does.", holders)
     other = next(one for one in inorder if one[:2] != inorder[0][:2])
     chosen = reason(inorder[0], other, listening)
-    return Explained(
-        f"{owner}. So do {processes - 1} other processes, which come after it: {chosen}.", holders
-    )
+    others = _count(processes - 1, "other process", "es")
+    do, come = ("does", "comes") if processes == 2 else ("do", "come")
+    return Explained(f"{owner}. So {do} {others}, which {come} after it: {chosen}.", holders)
 
 
 def _last(state: str, inode: int, owner: str) -> str:
@@ -114,18 +125,36 @@ def _last(state: str, inode: int, owner: str) -> str:
     )
 
 
-def _unowned(
-    state: str, inode: int, unwalked_here: bool, denied_here: int, unwalked: int, denied: int
-) -> str:
+def _unowned(state: str, inode: int, unwalked_here: bool, denied_here: int, elsewhere: _Elsewhere) -> str:
     if not inode:
         why = _NO_INODE.get(state, _CLOSED)
         return f"No process holds this socket: in {state} it has no inode, {why}."
     if unwalked_here:
         return "The processes of its namespace have not all been looked at yet."
     if denied_here:
-        return f"The descriptors of {denied_here} processes of its namespace may not be read; one of them may hold it."
-    if denied:
-        return f"No process was found to hold it; not all were looked at again, and elsewhere {denied} may not be read."
-    if unwalked:
-        return f"No process of its namespace holds it; the processes of {unwalked} others were not all looked at yet."
-    return "No process was found to hold it; not all were looked at again since it appeared."
+        who = "it" if denied_here == 1 else "one of them"
+        count = _count(denied_here, "process", "es")
+        return f"The descriptors of {count} of its namespace may not be read; {who} may hold it."
+    if elsewhere.denied:
+        return (
+            "No process that may be read was found to hold it; elsewhere the descriptors of"
+            f" {_count(elsewhere.denied, 'process', 'es')} may not be."
+        )
+    if elsewhere.unwalked:
+        return (
+            f"No process of its namespace holds it; in {_count(elsewhere.unwalked, 'other namespace', 's')} not all"
+            " processes were looked at yet."
+        )
+    if elsewhere.left_out:
+        return (
+            "No process that is looked at holds it; one that is not may: there are namespaces that were left out, or"
+            " processes that are hidden from here."
+        )
+    return (
+        "No process was found to hold it, but not all were looked at again since it appeared: one may have opened it"
+        " since then, or it is on its way from one process to another."
+    )
+
+
+def _count(number: int, what: str, plural: str) -> str:
+    return f"{number} {what}{plural if number != 1 else ''}"

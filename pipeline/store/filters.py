@@ -14,6 +14,7 @@ from pipeline.errors import Refused, did_you_mean
 from pipeline.merge.direction import DIRECTIONS
 from pipeline.model.address import V4_MAPPED_PREFIX, mapped
 from pipeline.model.connection import FAMILY_NAMES, PROTO_NAMES, Proto, State, state_name
+from pipeline.store.edges import EDGE_COLUMNS, SIDES
 
 _MAX_INTEGER = 2**63 - 1
 _STATES = sorted({state_name(Proto.TCP, s) for s in State} | {state_name(Proto.UDP, s) for s in State})
@@ -52,8 +53,18 @@ def compile_filters(where: Mapping[str, Any], known: Mapping[str, Filter] | None
 def _joined(word: str, conditions: list[Condition]) -> Condition:
     if not conditions:
         return Condition("1")
-    sql = word.join(f"({condition.sql})" for condition in conditions)
-    return Condition(sql, tuple(param for condition in conditions for param in condition.params))
+    return Condition(
+        _balanced(word, [condition.sql for condition in conditions]),
+        tuple(param for condition in conditions for param in condition.params),
+    )
+
+
+def _balanced(word: str, parts: list[str]) -> str:
+    """A row of a thousand is a thousand deep for SQLite, which takes no more."""
+    if len(parts) == 1:
+        return f"({parts[0]})"
+    middle = len(parts) // 2
+    return f"({_balanced(word, parts[:middle])}{word}{_balanced(word, parts[middle:])})"
 
 
 def _integer(name: str, value: Any) -> int:
@@ -102,7 +113,10 @@ def _flag(sql: str) -> Filter:
 
 def _port_range(name: str, value: Any) -> tuple[int, int]:
     first, dash, last = value.partition("-") if isinstance(value, str) else (value, "", value)
-    low, high = _integer(name, first), _integer(name, last if dash else first)
+    try:
+        low, high = _integer(name, first), _integer(name, last if dash else first)
+    except Refused:
+        low, high = 0, -1
     if not low <= high <= 65535:
         raise Refused(f"filter {name}: expected a port or a range a-b within 0-65535, got {_shown(value)}")
     return low, high
@@ -146,13 +160,15 @@ def _address(column: str) -> Filter:
 
 
 def _netns(column: str) -> Filter:
-    """An inode, or any of a namespace's names."""
+    """An inode, or any of a namespace's names; text that is a number may be either."""
+    named = f"{column} IN (SELECT s.netns FROM namespace s, json_each(s.names) e WHERE e.value = ?)"
 
     def condition(name: str, value: Any) -> Condition:
-        if isinstance(value, str) and not value.isdigit():
-            named = "SELECT s.netns FROM namespace s, json_each(s.names) e WHERE e.value = ?"
-            return Condition(f"{column} IN ({named})", (_text(name, value),))
-        return Condition(f"{column} = ?", (_integer(name, value),))
+        if not isinstance(value, str):
+            return Condition(f"{column} = ?", (_integer(name, value),))
+        if not (value.isascii() and value.isdigit() and len(value) < 19):
+            return Condition(named, (_text(name, value),))
+        return Condition(f"{column} = ? OR {named}", (int(value), value))
 
     return condition
 
@@ -208,6 +224,28 @@ PAST_FILTERS: dict[str, Filter] = {
     "comm": _held_before(1, _text),
     "container": _held_before(2, _text),
 }
+
+
+def _of_open(name: str, value: Any) -> Condition:
+    raise Refused(f"filter {name}: not for closed connections, which have none", "unknown_filter")
+
+
+# The same for rows of `ended` as c. A namespace that is gone is found by the name it had.
+CLOSED_FILTERS: dict[str, Filter] = {
+    **CONNECTION_FILTERS,
+    "netns": lambda name, value: _joined(
+        " OR ",
+        [
+            _netns("c.netns")(name, value),
+            *([Condition("c.netns_name = ?", (value,))] if isinstance(value, str) else []),
+        ],
+    ),
+    "pid": _equals("c.pid", _integer),
+    "comm": _equals("c.comm", _text),
+    "container": _equals("c.container", _text),
+    "unowned": _flag("c.pid IS NULL"),
+    **dict.fromkeys(("state", "inode", "listening", "established"), _of_open),
+}
 NAMESPACE_FILTERS: dict[str, Filter] = {"netns": _netns("n.netns")}
 PROCESS_FILTERS: dict[str, Filter] = {
     "netns": _netns("p.netns"),
@@ -224,12 +262,16 @@ def _either(filter_of: Callable[[str], Filter], *columns: str) -> Filter:
     return lambda name, value: _joined(" OR ", [one(name, value) for one in filters])
 
 
+def _of_ends(name: str) -> list[str]:
+    return [EDGE_COLUMNS[f"{side}_{name}"] for side in SIDES]
+
+
 # An edge has no addresses to compare in order: they are compared as text, and networks are not asked for.
 EDGE_FILTERS: dict[str, Filter] = {
     "netns": _either(_netns, "e.client_netns", "e.server_netns"),
     "pid": _either(lambda column: _equals(column, _integer), "e.client_pid", "e.server_pid"),
-    "comm": _either(lambda column: _equals(column, _text), "cp.comm", "sp.comm"),
-    "container": _either(lambda column: _equals(column, _text), "cp.container", "sp.container"),
+    "comm": _either(lambda column: _equals(column, _text), *_of_ends("comm")),
+    "container": _either(lambda column: _equals(column, _text), *_of_ends("container")),
     "proto": _word("e.proto", PROTO_NAMES.values(), str.lower),
     "port": _port("e.server_port"),
 }

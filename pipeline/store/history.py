@@ -23,6 +23,7 @@ _KEPT = (
     "pid",
     "start_ticks",
     "owner_role",
+    "nat",
     "added_seq",
 )
 _OWNERS = (

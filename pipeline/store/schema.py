@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from pipeline.store.traffic import CONNECTION_FIGURES, PROCESS_FIGURES
+
 # Not accepted yet: in the queue of a listener, where no process has a descriptor of it.
 WAITING = "inode = 0 AND state IN ('ESTABLISHED', 'SYN_RECV', 'CLOSE_WAIT')"
 # With an inode, but nobody was ever known to hold it.
@@ -19,8 +21,8 @@ TABLES = f"""
 CREATE TABLE meta(
   epoch TEXT NOT NULL, host TEXT NOT NULL, seq INTEGER NOT NULL, started_s REAL NOT NULL, wall_offset_s REAL NOT NULL,
   ready INTEGER NOT NULL, log_from_seq INTEGER);
--- One row per namespace inode: what the roster says, and the head of its newest snapshot. `pass_began_s`: its last
--- complete pass over all descriptors began no earlier; NULL: not known of any.
+-- One row per namespace inode: what the roster says, and the head of its newest snapshot. `pass_began_s`: every
+-- descriptor was read at least once since then; NULL: not yet.
 CREATE TABLE namespace(
   netns INTEGER PRIMARY KEY, cookie INTEGER, name TEXT, names TEXT NOT NULL DEFAULT '[]',
   listed INTEGER NOT NULL DEFAULT 0, listed_at_s REAL, worker_pid INTEGER, state TEXT, checked_at_s REAL,
@@ -39,9 +41,10 @@ CREATE TABLE holding(
 CREATE INDEX holding_reporter ON holding(reporter);
 CREATE INDEX holding_inode ON holding(inode, seen_s);
 -- `key`: an integer or bytes, see SocketKey. `local_ip`, `remote_ip`: 16 bytes, IPv4 as v4-mapped.
--- `pid` to `owner_role` are the chosen owner, materialised by store/ownership.py; `peer_id` and `peer_ambiguous` the
--- other end on this host, by store/peers.py. `changed_seq`: the commit that last wrote the row, its owners or what it
--- shows of them; `added_seq`: the one it came with.
+-- `pid` to `owner_role` are the chosen owner, materialised by store/ownership.py; `peer_id` to `nat` the other end
+-- on this host and the way to it, by store/peers.py (`peer_side`: client or server, where that is known; `nat`: JSON).
+-- `changed_seq`: the commit that last wrote the row, its owners, what it shows of them or `nat`; `added_seq`: the one
+-- it came with.
 -- `listener_inode`: of a connection that waits to be accepted, the socket whose holders are its owners. `last_*`: who
 -- owned a row without holders when it last had one. `inode_seen_s`: since when the row has the inode it has.
 CREATE TABLE connection(
@@ -50,8 +53,9 @@ CREATE TABLE connection(
   device TEXT, inode INTEGER, cookie INTEGER, uid INTEGER, direction TEXT,
   pid INTEGER, start_ticks INTEGER, holder_netns INTEGER, holder_seen_s REAL, owner_role TEXT,
   first_seen_s REAL, added_seq INTEGER, changed_seq INTEGER, peer_id INTEGER,
-  peer_ambiguous INTEGER NOT NULL DEFAULT 0, inode_seen_s REAL, listener_inode INTEGER, last_pid INTEGER,
-  last_start_ticks INTEGER, last_seen_s REAL, last_comm TEXT, last_netns INTEGER, last_container TEXT);
+  peer_ambiguous INTEGER NOT NULL DEFAULT 0, peer_side TEXT, nat TEXT, inode_seen_s REAL, listener_inode INTEGER,
+  last_pid INTEGER, last_start_ticks INTEGER, last_seen_s REAL, last_comm TEXT, last_netns INTEGER,
+  last_container TEXT);
 CREATE UNIQUE INDEX connection_key ON connection(netns, key);
 CREATE INDEX connection_inode ON connection(inode);
 CREATE INDEX connection_local_port ON connection(local_port);
@@ -65,21 +69,46 @@ CREATE INDEX connection_waiting ON connection(netns, local_port) WHERE {WAITING}
 CREATE INDEX connection_pending ON connection(listener_inode) WHERE listener_inode IS NOT NULL;
 CREATE INDEX connection_last ON connection(last_pid) WHERE owner_role = 'last';
 CREATE INDEX connection_unheld ON connection(inode_seen_s) WHERE {UNHELD};
--- What a row mirrored before it went or was written over, until peers.py has seen to those.
+-- A bound UDP socket is the other end of many that are connected to it.
+CREATE INDEX connection_bound_peer ON connection(peer_id) WHERE peer_id NOT NULL AND proto = 'udp';
+-- What a row mirrored before it went or was written over, until peers.py has seen to those. `bound`: a UDP socket that
+-- is connected to none.
 CREATE TABLE parted(
-  peer_id INTEGER, proto TEXT, local_ip BLOB, local_port INTEGER, remote_ip BLOB, remote_port INTEGER);
+  peer_id INTEGER, proto TEXT, local_ip BLOB, local_port INTEGER, remote_ip BLOB, remote_port INTEGER, bound INTEGER);
+-- Entries of connection tracking that translate. Addresses in 16 bytes; `original` as the client's side has them,
+-- `translated` as the server's. `live`: of the namespace that is known by this inode, see store/flows.py.
+CREATE TABLE flow(
+  id INTEGER PRIMARY KEY, netns INTEGER NOT NULL, key BLOB NOT NULL, proto TEXT,
+  original_src BLOB, original_sport INTEGER, original_dst BLOB, original_dport INTEGER,
+  translated_src BLOB, translated_sport INTEGER, translated_dst BLOB, translated_dport INTEGER,
+  live INTEGER NOT NULL, changed_seq INTEGER);
+CREATE UNIQUE INDEX flow_key ON flow(netns, key);
+CREATE INDEX flow_original ON flow(original_src, original_sport, original_dport);
+CREATE INDEX flow_translated ON flow(translated_dport, translated_src, translated_sport);
+CREATE INDEX flow_changed ON flow(changed_seq);
+CREATE TABLE flow_source(netns INTEGER PRIMARY KEY, cookie INTEGER, taken_at_s REAL, live INTEGER NOT NULL DEFAULT 1);
+-- The own addresses of namespaces, in 16 bytes, without those that mean something within one only.
+CREATE TABLE address(ip BLOB, netns INTEGER, PRIMARY KEY(ip, netns)) WITHOUT ROWID;
+CREATE INDEX address_netns ON address(netns);
+-- Edges whose connections went: `identity` is the text of what they are grouped by, see store/edges.py.
+CREATE TABLE talked(identity TEXT PRIMARY KEY, first_s REAL NOT NULL, last_s REAL NOT NULL);
+-- Flows that went, or as they were before.
+CREATE TABLE parted_flow(
+  proto TEXT, original_src BLOB, original_sport INTEGER, original_dst BLOB, original_dport INTEGER,
+  translated_src BLOB, translated_sport INTEGER, translated_dst BLOB, translated_dport INTEGER);
 -- Rows as they were before commit `until_seq` changed them, or removed them (`gone`), while somebody
 -- follows, who asks for what left a filtered view. `owners`: JSON, a list of [pid, comm, container].
 CREATE TABLE past(
   until_seq INTEGER, id INTEGER, gone INTEGER NOT NULL, netns INTEGER, key, proto TEXT, family TEXT, state TEXT,
   local_addr TEXT, local_port INTEGER, remote_addr TEXT, remote_port INTEGER, local_ip BLOB, remote_ip BLOB,
   device TEXT, inode INTEGER, cookie INTEGER, uid INTEGER, direction TEXT,
-  pid INTEGER, start_ticks INTEGER, owner_role TEXT, added_seq INTEGER, owners TEXT NOT NULL,
+  pid INTEGER, start_ticks INTEGER, owner_role TEXT, nat TEXT, added_seq INTEGER, owners TEXT NOT NULL,
   PRIMARY KEY(until_seq, id)) WITHOUT ROWID;
 CREATE TABLE worker(
   pid INTEGER, role TEXT, netns TEXT, state TEXT, restarts INTEGER, cpu_share REAL);
 CREATE TABLE loss(name TEXT PRIMARY KEY, count INTEGER NOT NULL);
 CREATE TABLE usage(pid INTEGER PRIMARY KEY, cpu_percent REAL, rss_bytes INTEGER, pss_bytes INTEGER);
+CREATE TABLE budget(cpu_percent REAL, used_percent REAL);
 """
 
 WALL_OFFSET = "(SELECT wall_offset_s FROM meta)"
@@ -95,7 +124,10 @@ INSERT INTO sqlite_stat1(tbl, idx, stat) VALUES
   ('connection', 'connection_remote_ip', '100000 50 2 1'), ('connection', 'connection_cookie', '100000 1'),
   ('connection', 'connection_listener', '5000 100 2'), ('connection', 'connection_changed', '100000 100 10'),
   ('connection', 'connection_waiting', '1000 50 5'), ('connection', 'connection_pending', '1000 20'),
-  ('connection', 'connection_last', '5000 50'), ('connection', 'connection_unheld', '100 10'),
+  ('connection', 'connection_bound_peer', '1000 10'), ('flow', 'flow_key', '20000 2000 1'),
+  ('flow', 'flow_original', '20000 20 2 1'), ('flow', 'flow_translated', '20000 50 2 1'),
+  ('flow', 'flow_changed', '20000 20'), ('connection', 'connection_last', '5000 50'),
+  ('connection', 'connection_unheld', '100 10'),
   ('holding', 'holding', '100000 50 50 1 1 1'), ('holding', 'holding_inode', '100000 1 1'),
   ('holding', 'holding_reporter', '100000 2000'),
   ('process', 'process', '2000 1 1 1'), ('process', 'process_reporter', '2000 40'), ('namespace', NULL, '50');
@@ -106,6 +138,11 @@ ANALYZE sqlite_schema;
 _PROVEN = "max(n.taken_at_s, coalesce(n.checked_at_s, n.taken_at_s))"
 AGE_S = f"(monotonic_s() - {_PROVEN})"
 
+
+# Something of it may be missing: a process may not be read, or not all descriptors were read in the minute before its
+# tables were: the first pass over them is not over, or a later one takes that long.
+_PASS_LIMIT_S = 60
+PARTIAL = f"(n.denied > 0 OR n.walked_at_s IS NULL OR n.taken_at_s - n.walked_at_s > {_PASS_LIMIT_S})"
 
 _IS_LAST = "c.owner_role = 'last'"
 
@@ -145,13 +182,14 @@ CONNECTIONS = Table(
         # The last owner as it was then: its process may have ended, or be another program by now.
         "comm": f"iif({_IS_LAST}, c.last_comm, p.comm)",
         "container": f"iif({_IS_LAST}, c.last_container, p.container)",
-        "nat": "NULL",
+        "nat": "c.nat",
         "seen_at": f"n.taken_at_s + {WALL_OFFSET}",
         # A complete pass of the holder's worker confirms every descriptor that it does not report as gone.
         "owner_seen_at": f"max(c.holder_seen_s, coalesce(h.walked_at_s, c.holder_seen_s)) + {WALL_OFFSET}",
         "stale": "n.stale",
         # The row's identity within its namespace, as text: see SocketKey.
         "key": "CASE typeof(c.key) WHEN 'blob' THEN lower(hex(c.key)) ELSE CAST(c.key AS TEXT) END",
+        **CONNECTION_FIGURES,
     },
     "connection c JOIN namespace n ON n.netns = c.netns"
     " LEFT JOIN process p ON p.pid = c.pid AND p.start_ticks = c.start_ticks AND p.shown"
@@ -218,7 +256,7 @@ NAMESPACES = Table(
         "seen_at": f"n.taken_at_s + {WALL_OFFSET}",
         "age_s": AGE_S,
         "stale": "n.stale",
-        "partial": "(n.denied > 0 OR n.walked_at_s IS NULL)",
+        "partial": PARTIAL,
         "denied": "n.denied",
     },
     "namespace n",
@@ -235,6 +273,10 @@ PROCESSES = Table(
         "container": "p.container",
         "connections": "(SELECT count(DISTINCT c.id) FROM holding h JOIN connection c ON c.inode = h.inode"
         " AND c.inode <> 0 WHERE h.pid = p.pid AND h.start_ticks = p.start_ticks)",
+        # All that it holds, also those in none of our tables: not connected yet, or of other protocols.
+        "sockets": "(SELECT count(DISTINCT h.inode) FROM holding h"
+        " WHERE h.pid = p.pid AND h.start_ticks = p.start_ticks)",
+        **PROCESS_FIGURES,
     },
     "process p",
     "process p",
@@ -242,7 +284,9 @@ PROCESSES = Table(
 )
 
 BOOLEANS = frozenset(("stale", "partial"))
-JSON_LISTS = frozenset(("names",))
+# Yes, no, or not known.
+MAYBES = frozenset(("refused",))
+JSON_VALUES = frozenset(("names", "nat"))
 
 
 def _view(name: str, table: Table) -> str:

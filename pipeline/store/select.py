@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from pipeline.merge.owners import Holder, ordered
-from pipeline.store.edges import EDGE_COLUMNS, EDGES_ORDER, EDGES_SOURCE, SIDE_FIELDS
+from pipeline.store.edges import EDGE_COLUMNS, EDGE_KEY, EDGES_SOURCE, SIDE_FIELDS
 from pipeline.store.filters import Condition
 from pipeline.store.reader import Reader
-from pipeline.store.schema import BOOLEANS, CONNECTIONS, HOLDERS, JSON_LISTS, LAST_OWNERS, Table
+from pipeline.store.schema import BOOLEANS, CONNECTIONS, HOLDERS, JSON_VALUES, LAST_OWNERS, MAYBES, Table
 
 OWNERS = "owners"
 
+
+def _maybe(flag: int | None) -> bool | None:
+    return None if flag is None else bool(flag)
+
+
+def _from_json(text: str | None) -> Any:
+    return None if text is None else json.loads(text)
+
+
 _CONVERT: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(BOOLEANS, bool),
-    **dict.fromkeys(JSON_LISTS, json.loads),
+    **dict.fromkeys(MAYBES, _maybe),
+    **dict.fromkeys(JSON_VALUES, _from_json),
 }
 
 
@@ -120,11 +131,28 @@ def _converted(columns: Sequence[str], found: list[tuple[Any, ...]]) -> list[lis
     return rows
 
 
-def select_edges(reader: Reader, condition: Condition, limit: int | None) -> tuple[list[dict[str, Any]], int]:
-    """Edges as maps by EDGE_FIELDS, and how many there are whatever the limit; within `reader.moment()`."""
-    sql = f"SELECT {', '.join(EDGE_COLUMNS.values())} FROM {EDGES_SOURCE} WHERE {condition.sql} ORDER BY {EDGES_ORDER}"
-    found = reader.rows(sql, condition.params)
-    return [_edge(row) for row in (found if limit is None else found[:limit])], len(found)
+class Edges(NamedTuple):
+    """Edges as maps by EDGE_FIELDS. `total`: how many there are, whatever the limit; `last`: the key of the last of
+    `rows`, None where no more come after it."""
+
+    rows: list[dict[str, Any]]
+    total: int
+    last: tuple[Any, ...] | None
+
+
+def select_edges(
+    reader: Reader, condition: Condition, limit: int | None, after: tuple[Any, ...] = ()
+) -> Edges:
+    """At most `limit` edges, those after the one with key `after`; within `reader.moment()`."""
+    width = len(EDGE_KEY)
+    columns = ", ".join((*EDGE_KEY, *EDGE_COLUMNS.values()))
+    # Grouped anew for each page: what takes time is the same for one edge as for all.
+    found = reader.rows(f"SELECT {columns} FROM {EDGES_SOURCE} WHERE {condition.sql}", condition.params)
+    found.sort(key=lambda row: row[:width])
+    first = bisect_right(found, after, key=lambda row: row[:width]) if after else 0
+    page = found[first:] if limit is None else found[first : first + limit]
+    last = page[-1][:width] if page and first + len(page) < len(found) else None
+    return Edges([_edge(row[width:]) for row in page], len(found), last)
 
 
 def _edge(row: tuple[Any, ...]) -> dict[str, Any]:
@@ -136,7 +164,7 @@ def _edge(row: tuple[Any, ...]) -> dict[str, Any]:
         "proto": proto,
         "connections": connections,
         "ambiguous": bool(ambiguous),
-        "nat": nat,
+        "nat": _from_json(nat),
         "first_seen": first_seen,
         "last_seen": last_seen,
     }

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from pipeline.errors import Refused
+from pipeline.store.closed import CLOSED_TABLES
+from pipeline.store.containers import CONTAINER_TABLES
 from pipeline.store.schema import TABLES
 
-VIEWS = ("connections", "owners", "processes", "namespaces", "edges")
+VIEWS = ("connections", "owners", "processes", "namespaces", "edges", "closed", "containers")
 MAX_ROWS = 100_000
 MAX_BYTES = 16 * 1024 * 1024
 _MAX_STATEMENT_BYTES = 100_000
@@ -31,7 +33,7 @@ _TAKEN_NAME = re.compile(
     rf"""["'`\[]?\b({"|".join(VIEWS)})\b["'`\]]?\s*(\([^()]*\)\s*)?AS\s*((NOT\s+)?MATERIALIZED\s*)?\(""",
     re.IGNORECASE,
 )
-_OUR_TABLES = "|".join(re.findall(r"CREATE TABLE (\w+)", TABLES))
+_OUR_TABLES = "|".join(re.findall(r"CREATE TABLE (\w+)", TABLES + CLOSED_TABLES + CONTAINER_TABLES))
 _PRIVATE = re.compile(rf"({_OUR_TABLES}|sqlite_\w+|pragma_\w+|dbstat)$")
 # What a statement is made of besides words: quoted names and texts, in which nothing is a comment, and comments.
 _TOKEN = re.compile(

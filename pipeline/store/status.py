@@ -7,12 +7,12 @@ from typing import Any
 
 from pipeline import __version__
 from pipeline.store.reader import Reader
-from pipeline.store.schema import AGE_S
+from pipeline.store.schema import AGE_S, PARTIAL
 
-_NAMESPACE_COUNTS = """
+_NAMESPACE_COUNTS = f"""
 SELECT count(*) AS total, coalesce(sum(stale), 0) AS stale,
-  coalesce(sum(denied > 0 OR walked_at_s IS NULL), 0) AS partial, coalesce(sum(denied > 0), 0) AS denied
-FROM namespace"""
+  coalesce(sum({PARTIAL}), 0) AS partial, coalesce(sum(denied > 0), 0) AS denied
+FROM namespace n"""
 _CONNECTION_COUNTS = """
 SELECT count(*), coalesce(sum(state IN ('ESTABLISHED', 'LISTEN') AND owner_role IS NOT NULL), 0),
   coalesce(sum(state IN ('ESTABLISHED', 'LISTEN') AND owner_role IS NULL), 0) FROM connection"""
@@ -39,6 +39,8 @@ def read_status(reader: Reader) -> dict[str, Any]:
     """Field -> value, in the order to show them, within `reader.moment()`.
 
     `ready`: every namespace was merged at least once. `namespaces`: counts of all, stale, partial and denied ones.
+    `age_*`: since each namespace's connections were last proven; `owner_age_*`: since the last pass over its processes'
+    descriptors ended. `budget`: None until it was measured.
     `owned` and `unowned` count established and listening connections. `losses`: the workers' counters summed, and the
     aggregator's own.
     `workers`: our own processes, usage None where not measured.
@@ -51,6 +53,13 @@ def read_status(reader: Reader) -> dict[str, Any]:
     ages = sorted(
         age for (age,) in reader.rows(f"SELECT {AGE_S} FROM namespace n WHERE n.taken_at_s NOT NULL")
     )
+    confirmed = sorted(
+        age
+        for (age,) in reader.rows(
+            "SELECT monotonic_s() - n.walked_at_s FROM namespace n WHERE n.walked_at_s NOT NULL"
+        )
+    )
+    budget = reader.rows("SELECT cpu_percent, used_percent FROM budget")
     return {
         "ready": bool(ready),
         "epoch": epoch,
@@ -63,7 +72,11 @@ def read_status(reader: Reader) -> dict[str, Any]:
         "owned": owned,
         "unowned": unowned,
         "age_p50_s": ages[(len(ages) - 1) // 2] if ages else None,
+        "age_p95_s": ages[(len(ages) * 95 - 1) // 100] if ages else None,
         "age_max_s": ages[-1] if ages else None,
+        "owner_age_p50_s": confirmed[(len(confirmed) - 1) // 2] if confirmed else None,
+        "owner_age_max_s": confirmed[-1] if confirmed else None,
+        "budget": dict(zip(("cpu_percent", "used_percent"), budget[0], strict=True)) if budget else None,
         "losses": dict(reader.rows(_LOSSES)),
         "workers": [_worker(row) for row in reader.rows(_WORKERS)],
     }

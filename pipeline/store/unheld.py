@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from pipeline.merge.owners import Listener, listeners_of
+from pipeline.merge.owners import Listener, listeners_of, waits_at
 from pipeline.model.connection import SocketKey
 from pipeline.store.history import History
 from pipeline.store.ownership import NOBODY, Choice, Owners, Place
 from pipeline.store.schema import UNHELD, WAITING
 
 _REMEMBERED = (
-    "SELECT c.id, c.pid, c.start_ticks, max(c.holder_seen_s, coalesce(h.walked_at_s, c.holder_seen_s)),"
+    "SELECT c.id, c.netns, c.key, c.pid, c.start_ticks, max(c.holder_seen_s, coalesce(h.walked_at_s, c.holder_seen_s)),"
     " p.comm, p.netns, p.container FROM {rows}"
     " LEFT JOIN process p ON p.pid = c.pid AND p.start_ticks = c.start_ticks AND p.shown"
     " LEFT JOIN namespace h ON h.netns = c.holder_netns WHERE c.owner_role = 'holder'"
@@ -29,18 +28,21 @@ _OF_INODES = _REMEMBERED.format(
 )
 _OF_KEY = _REMEMBERED.format(rows="connection c") + " AND c.netns = ? AND c.key = ?"
 _WITHOUT = """
-SELECT c.id FROM json_each(?) AS wanted CROSS JOIN connection c ON c.id = wanted.value WHERE c.owner_role IS NULL"""
+SELECT c.id, c.netns, c.key FROM json_each(?) AS wanted CROSS JOIN connection c ON c.id = wanted.value
+WHERE c.owner_role IS NULL"""
 _REMEMBER = """
 UPDATE connection SET last_pid = ?, last_start_ticks = ?, last_seen_s = ?, last_comm = ?, last_netns = ?,
 last_container = ? WHERE id = ?"""
 _SET_LAST = """
-UPDATE connection SET owner_role = 'last', pid = last_pid, start_ticks = last_start_ticks, holder_seen_s = last_seen_s
+UPDATE connection INDEXED BY connection_changed
+SET owner_role = 'last', pid = last_pid, start_ticks = last_start_ticks, holder_seen_s = last_seen_s
 WHERE changed_seq = ? AND inode = 0 AND owner_role IS NULL AND last_pid NOT NULL"""
+# Their indexes are named: to the planner inode 0 is one of many inodes, and not that of every row in TIME_WAIT.
 _WAITS = f"""
-SELECT id, netns, local_port, local_ip, device, listener_inode, owner_role FROM connection
+SELECT id, netns, local_port, local_ip, device, listener_inode, owner_role FROM connection INDEXED BY {{index}}
 WHERE {WAITING} AND netns = ? AND proto = 'tcp' AND owner_role IS NOT 'last'"""
-_WAITING_NEW = f"{_WAITS} AND changed_seq = ?"
-_WAITING_AT = f"{_WAITS} AND local_port = ?"
+_WAITING_NEW = _WAITS.format(index="connection_changed") + " AND changed_seq = ?"
+_WAITING_AT = _WAITS.format(index="connection_waiting") + " AND local_port = ?"
 _LISTENERS_AT = """
 SELECT inode, local_ip, device FROM connection
 WHERE netns = ? AND local_port = ? AND state = 'LISTEN' AND proto = 'tcp' AND inode <> 0"""
@@ -50,7 +52,8 @@ listener_inode = ?, changed_seq = ? WHERE id = ?"""
 # Since when nothing was missed: each process of every namespace was looked at after it.
 _SEARCHED_SINCE = """
 SELECT min(pass_began_s), count(*) = count(pass_began_s) AND total(denied) = 0
-  AND NOT EXISTS (SELECT 1 FROM loss WHERE name = 'processes_denied' AND count > 0) FROM namespace"""
+  AND NOT EXISTS (SELECT 1 FROM loss WHERE name IN ('processes_denied', 'namespaces_left_out') AND count > 0)
+FROM namespace"""
 _NEVER_HELD = f"SELECT id FROM connection WHERE {UNHELD} AND inode_seen_s <= ?"
 _SET_KERNEL = "UPDATE connection SET owner_role = 'kernel', changed_seq = ? WHERE id = ?"
 
@@ -61,8 +64,9 @@ class Unheld:
     def __init__(self, database: sqlite3.Connection, history: History) -> None:
         self._database = database
         self._history = history
-        # Row id -> who owned it when the transaction began, as _REMEMBER wants it.
-        self._before: dict[int, tuple[Any, ...]] = {}
+        # Row id -> which row it was, by namespace and key, and who owned it when the transaction began, as _REMEMBER
+        # wants it. The id of one that goes may be given to another in the same transaction.
+        self._before: dict[int, tuple[tuple[int, SocketKey], tuple[Any, ...]]] = {}
         self._places: set[Place] = set()
         self._new_in: set[int] = set()
 
@@ -87,16 +91,23 @@ class Unheld:
         """Sets the owners of rows without holder that this transaction wrote, or whose reasons it changed."""
         seq = self._history.seq
         without = self._database.execute(_WITHOUT, (json.dumps(sorted(self._before)),)).fetchall()
-        self._database.executemany(_REMEMBER, ((*self._before[row_id], row_id) for (row_id,) in without))
+        self._database.executemany(
+            _REMEMBER,
+            (
+                (*self._before[row_id][1], row_id)
+                for row_id, *row in without
+                if self._before[row_id][0] == tuple(row)
+            ),
+        )
         if self._new_in and not self._history.first:
             self._database.execute(_SET_LAST, (seq,))
         self._update_pending(seq)
         self._update_kernel(seq)
 
     def _note(self, rows: Iterable[tuple[Any, ...]]) -> None:
-        for row_id, *owner in rows:
+        for row_id, netns, key, *owner in rows:
             # The first is the one from before, when its process was still known.
-            self._before.setdefault(row_id, tuple(owner))
+            self._before.setdefault(row_id, ((netns, key), tuple(owner)))
 
     def _update_pending(self, seq: int) -> None:
         waiting: dict[int, tuple[Any, ...]] = {}
@@ -128,13 +139,7 @@ class Unheld:
 
 
 def _pending(listeners: Collection[Listener], owners: Owners) -> tuple[int | None, Choice]:
-    """The inode of the listener, and its owner. Of several that share a port, any may get the connection: they are one
-    only where the same processes hold them all."""
-    if not listeners:
-        return None, NOBODY
-    inode = min(one.inode for one in listeners)
-    processes: dict[frozenset[tuple[int, int]], int] = defaultdict(int)
-    for one in listeners:
-        processes[frozenset(owners.processes(one.inode))] += 1
-    choice = owners.choice(inode, True, "pending") if len(processes) == 1 else NOBODY
+    """The inode of the listener, and its owner."""
+    inode = waits_at(listeners, owners.processes)
+    choice = NOBODY if inode is None else owners.choice(inode, True, "pending")
     return (None, NOBODY) if choice is NOBODY else (inode, choice)

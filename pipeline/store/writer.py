@@ -10,11 +10,14 @@ from pipeline.clock import Clock
 from pipeline.errors import Malformed
 from pipeline.merge.changes import combine
 from pipeline.model.delta import Delta
-from pipeline.model.netns import RosterRow, UsageRow, WorkerRow
+from pipeline.model.flow_snapshot import FlowSnapshot
+from pipeline.model.netns import BudgetRow, RosterRow, UsageRow, WorkerRow
 from pipeline.model.snapshot import Snapshot
 from pipeline.store import database
+from pipeline.store.closed import Ended, Limits
 from pipeline.store.content import ContentWriter
 from pipeline.store.delta import read_delta
+from pipeline.store.edges import forget
 from pipeline.store.history import Past
 from pipeline.store.reader import Reader
 
@@ -45,18 +48,22 @@ class Commit(NamedTuple):
     """One committed state. `removed`: namespace inodes that it dropped, for `Latest.forget`.
 
     `touched`: namespace inodes whose connections it added, changed or removed, sorted; a namespace that was only seen
-    again is none. `edges`: whether one of those connections is part of an edge.
+    again is none. `edges`: whether one of those connections is part of an edge. `ended`: those in which a connection
+    ended, whether or not there ever was a row of it, sorted.
     """
 
     seq: int
     removed: tuple[int, ...] = ()
     touched: tuple[int, ...] = ()
     edges: bool = False
+    ended: tuple[int, ...] = ()
 
 
 # What a write inside a transaction tells: Commit without its seq.
-_Outcome = tuple[tuple[int, ...], tuple[int, ...], bool]
-_NOTHING: _Outcome = ((), (), False)
+_Outcome = tuple[tuple[int, ...], tuple[int, ...], bool, tuple[int, ...]]
+_NOTHING: _Outcome = ((), (), False, ())
+# As [closed] has them unless set otherwise.
+_ENDED_LIMITS = Limits(60.0, 20_000)
 
 
 class Store:
@@ -67,13 +74,17 @@ class Store:
     a fifth of the work of a change, and may be set at any time; it takes effect with the next commit.
     """
 
-    def __init__(self, path: str, epoch: str, host: str, clock: Clock, stale_after_s: float) -> None:
+    def __init__(
+        self, path: str, epoch: str, host: str, clock: Clock, stale_after_s: float,
+        ended_limits: Limits = _ENDED_LIMITS,
+    ) -> None:  # fmt: skip
         self.path = path
         self.epoch = epoch
         self.seq = 0
         self.ready = False
         self._clock = clock
         self._stale_after_s = stale_after_s
+        self._ended_limits = ended_limits
         self._has_roster = False
         self.keeps_past = True
         self._workers: list[WorkerRow] | None = None
@@ -87,8 +98,14 @@ class Store:
             (epoch, host, clock.monotonic_s(), self._wall_offset_s),
         )
 
-    def apply(self, snapshots: Sequence[Snapshot], roster: Sequence[RosterRow] | None = None) -> Commit:
-        """Merges snapshots that `Latest` let through, in that order, and the roster if it was read anew.
+    def apply(
+        self,
+        snapshots: Sequence[Snapshot],
+        roster: Sequence[RosterRow] | None = None,
+        flows: Sequence[FlowSnapshot] = (),
+    ) -> Commit:
+        """Merges snapshots that `Latest` let through, in that order, flow snapshots likewise, and the roster if it was
+        read anew: one commit of all.
 
         A namespace that the roster names no more is removed. One that it never named (its snapshot came first) stays
         until it is stale. Raises: Malformed for a snapshot with values that no worker of ours sends; nothing is changed
@@ -99,10 +116,12 @@ class Store:
             content = self._content()
             for change in combine(snapshots).values():
                 content.write(change)
+            for flow_snapshot in flows:
+                content.write_flows(flow_snapshot)
             removed = self._write_roster(roster, content) if roster is not None else ()
             content.finish()
             self._mark()
-            return (removed, *content.touched())
+            return (removed, *content.touched(), tuple(sorted(content.ended.netns)))
 
         try:
             return self._transaction(write)
@@ -116,6 +135,10 @@ class Store:
         ) as error:
             raise Malformed(f"a snapshot with values that cannot be stored: {error}") from error
 
+    def apply_flows(self, flows: Sequence[FlowSnapshot]) -> Commit:
+        """Merges flow snapshots that `Latest` let through, in that order. Raises: Malformed, as `apply`."""
+        return self.apply((), flows=flows)
+
     def tick(self) -> Commit:
         """Marks namespaces that nothing proved for too long, drops unlisted ones, follows steps of the wall clock."""
 
@@ -125,12 +148,15 @@ class Store:
             if abs(wall_offset_s - self._wall_offset_s) > _WALL_STEP_S:
                 self._wall_offset_s = wall_offset_s
                 self._database.execute("UPDATE meta SET wall_offset_s = ?", (wall_offset_s,))
+            forget(self._database, self._clock.monotonic_s())
+            content = self._content()
+            content.ended.tidy()
             if not self._has_roster:
                 return _NOTHING
-            content = self._content()
             removed = self._remove("NOT listed AND stale", content)
+            orphans = content.remove_flows(self._clock.monotonic_s() - self._stale_after_s)
             content.finish()
-            return (removed, *content.touched())
+            return ((*removed, *orphans), *content.touched(), ())
 
         return self._transaction(write)
 
@@ -150,11 +176,14 @@ class Store:
         self._workers = list(workers)
         return commit
 
-    def set_usage(self, usage: Sequence[UsageRow]) -> Commit:
-        """Replaces the measured CPU and memory of our own processes, joined to the workers by pid."""
+    def set_usage(self, usage: Sequence[UsageRow], budget: BudgetRow | None = None) -> Commit:
+        """Replaces the measured CPU and memory of our own processes, joined to the workers by pid, and their sum."""
 
         def write() -> _Outcome:
             self._database.execute("DELETE FROM usage")
+            self._database.execute("DELETE FROM budget")
+            if budget is not None:
+                self._database.execute("INSERT INTO budget VALUES (?, ?)", budget)
             self._database.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?)", usage)
             return _NOTHING
 
@@ -208,7 +237,9 @@ class Store:
         return Commit(self.seq, *outcome)
 
     def _content(self) -> ContentWriter:
-        return ContentWriter(self._database, self._past.history(self.seq + 1))
+        seq = self.seq + 1
+        ended = Ended(self._database, seq, self._clock.monotonic_s(), self._ended_limits)
+        return ContentWriter(self._database, self._past.history(seq), ended)
 
     def _write_roster(self, roster: Sequence[RosterRow], content: ContentWriter) -> tuple[int, ...]:
         self._has_roster = True
@@ -228,7 +259,7 @@ class Store:
     def _remove(self, where: str, content: ContentWriter, *params: str) -> tuple[int, ...]:
         found = self._database.execute(f"SELECT netns FROM namespace WHERE {where}", params).fetchall()
         for (netns,) in found:
-            content.clear(netns)
+            content.remove(netns)
         self._database.executemany("DELETE FROM namespace WHERE netns = ?", found)
         return tuple(netns for (netns,) in found)
 

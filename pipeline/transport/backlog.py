@@ -37,6 +37,10 @@ class Backlog(Generic[Request]):
         self._size += 1
         return True
 
+    def has(self, peer: bytes) -> bool:
+        """Whether the peer has a request that waits or is at work."""
+        return peer in self._at_work or peer in self._waiting
+
     def take(self) -> tuple[bytes, Request] | None:
         """The next request to work on; its peer gets no other before `finish`. None: nothing to do."""
         if not self._turns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ class Done(NamedTuple):
     request: Request
     result: bytes | Later | Heavy
     pool: HandlerPool
+    began_s: float
 
 
 class HandlerPool:
@@ -95,7 +97,8 @@ class HandlerPool:
                 self.failure = error
                 return
             while (request := self._jobs.get()) is not None:
-                self._done.put(Done(request, self._result(handler, request), self))
+                began_s = time.monotonic()
+                self._done.put(Done(request, self._result(handler, request), self, began_s))
                 notices.send(b"")
 
     def _result(self, handler: Handler, request: Request) -> bytes | Later | Heavy:

@@ -17,20 +17,25 @@ class Parking(Generic[Request]):
         self._max_requests = max_requests
         self._parked: list[tuple[float, Request]] = []
         self._woken = False
-        self._next_wake_s = 0.0
+        self._woken_s = self._next_wake_s = 0.0
 
     def __len__(self) -> int:
         return len(self._parked)
 
-    def offer(self, request: Request, due_s: float) -> bool:
-        """Whether the request is parked now, until `due_s` (CLOCK_MONOTONIC) at the latest; False: no room."""
+    def offer(self, request: Request, due_s: float, asked_s: float) -> bool:
+        """Whether the request is parked now, until `due_s` (CLOCK_MONOTONIC) at the latest; False: no room.
+
+        `asked_s`: when it was asked in vain; it leaves at once if the state has changed since."""
         if len(self._parked) >= self._max_requests:
             return False
+        self._woken = self._woken or self._woken_s >= asked_s
         self._parked.append((due_s, request))
         return True
 
-    def wake(self) -> None:
+    def wake(self, now_s: float) -> None:
         """The state has changed."""
+        # In this order: another thread may look in between.
+        self._woken_s = now_s
         self._woken = True
 
     def leave(self, now_s: float) -> list[Request]:

@@ -30,6 +30,8 @@ _NEAR_S = 1.0
 # Answers that libzmq keeps for a peer that does not read: each may be several MB.
 _ANSWERS_KEPT_PER_PEER = 4
 _RECEIVES_PER_PUMP = 256
+# A request that is answered on the spot names a row or two.
+_MAX_QUICK_BYTES = 2048
 # Requests up to this many times the limit are read and get an error answer; libzmq hangs up on larger ones.
 _OVERSIZE_FACTOR = 4
 # Finding the id in a refused request costs the main loop time: only where it is cheap.
@@ -58,6 +60,9 @@ class QueryFront:
     leaves its peer free to ask; `Heavy` hands it to `heavy_threads` threads of their own, whose handlers
     `make_heavy_handler()` makes.
 
+    `quick`: asked first, by `pump` itself; None sends the request to a handler. The way to a thread and back takes
+    longer than a lookup.
+
     Requests come as [body] or [empty, body] frames, from DEALER and REQ; answers go back the same way.
     Counters: `garbage` (frames of another shape), `refused`, `answers_lost` (the asker had gone).
     """
@@ -69,6 +74,7 @@ class QueryFront:
         *,
         refuse: Refuse,
         threads: int = 4,
+        quick: Callable[[bytes], bytes | None] | None = None,
         make_heavy_handler: Callable[[], Handler] | None = None,
         heavy_threads: int = 2,
         max_request_bytes: int = 1 << 20,
@@ -78,6 +84,7 @@ class QueryFront:
         """Raises: ConfigError, Denied, as `bind_ipc`."""
         self.garbage = self.refused = self.answers_lost = 0
         self._refuse = refuse
+        self._quick = quick
         self._max_request_bytes = max_request_bytes
         self._backlog: Backlog[Request] = Backlog(_MAX_WAITING, _MAX_WAITING_PER_PEER)
         self._parking: Parking[Request] = Parking(_MAX_PARKED)
@@ -116,7 +123,7 @@ class QueryFront:
 
     def wake(self) -> None:
         """The state has changed: parked requests are asked again by one of the next pumps."""
-        self._parking.wake()
+        self._parking.wake(time.monotonic())
 
     def pump(self) -> bool:
         """Moves what is there, in both directions, without blocking.
@@ -160,9 +167,24 @@ class QueryFront:
                 # A handler thread makes this answer: reading a large request would hold up the main loop.
                 refusal = ("too_large", f"{len(body)} bytes, at most {self._max_request_bytes} are allowed")
             request = Request([peer, *frames[:-1]], body, refusal)
+            if self._answer_now(request):
+                continue
             if not self._backlog.offer(peer, request):
                 self._refuse_now(request)
         return True
+
+    def _answer_now(self, request: Request) -> bool:
+        """Whether the request was one to answer on the spot, and its asker had room for the answer: one that has not
+        waits like others. Not before the answers to what the peer asked earlier."""
+        if self._quick is None or len(request.body) > _MAX_QUICK_BYTES or self._backlog.has(request.peer):
+            return False
+        answer = self._quick(request.body)
+        if answer is None:
+            return False
+        sent = self._send([*request.envelope, answer])
+        if sent is _Sent.NEVER:
+            self.answers_lost += 1
+        return sent is not _Sent.LATER
 
     def _refuse_now(self, request: Request) -> None:
         if self._send([*request.envelope, self._busy(request.body)]) is not _Sent.YES:
@@ -201,10 +223,10 @@ class QueryFront:
 
     def _settle(self, done: Done) -> None:
         done.pool.idle += 1
-        request, result, _ = done
+        request, result, _, began_s = done
         if isinstance(result, Later):
             again = request._replace(body=result.request, parked=True)
-            if self._parking.offer(again, result.due_s):
+            if self._parking.offer(again, result.due_s, began_s):
                 if not request.parked:
                     self._backlog.finish(request.peer)
                 return

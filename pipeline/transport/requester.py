@@ -31,6 +31,7 @@ class Requester:
         self.timeout_s = timeout_s
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sockets: tuple[zmq.Socket[bytes], zmq.Socket[bytes]] | None = None
+        self._poller = zmq.Poller()
 
     def request(self, data: bytes, is_mine: Callable[[bytes], bool], patience_s: float = 0.0) -> bytes:
         """The answer to `data`. `is_mine` tells it from late answers to requests that timed out before. It may take
@@ -61,6 +62,7 @@ class Requester:
         if self._context is not None:
             self._context.destroy(linger=0)
             self._context = self._sockets = None
+            self._poller = zmq.Poller()
 
     def __enter__(self) -> Requester:
         return self
@@ -78,11 +80,8 @@ class Requester:
         deadline_s: float,
     ) -> bytes | None:
         """The answer; None at the deadline, or when the connection is lost and the request with it."""
-        poller = zmq.Poller()
-        poller.register(socket, zmq.POLLIN)
-        poller.register(monitor, zmq.POLLIN)
         while (left_s := deadline_s - time.monotonic()) > 0:
-            ready = dict(poller.poll(max(1, round(left_s * 1000))))
+            ready = dict(self._poller.poll(max(1, round(left_s * 1000))))
             # The answer first: the aggregator may have sent it and died.
             if socket in ready:
                 answer = socket.recv_multipart(zmq.NOBLOCK)[-1]
@@ -102,6 +101,8 @@ class Requester:
             monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
             socket.connect("ipc://" + self._path)
             self._sockets = socket, monitor
+            for one in self._sockets:
+                self._poller.register(one, zmq.POLLIN)
         return self._sockets
 
 

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline.model.process import Holding, Process, ProcessKey, Task
+from pipeline.model.process import Holding, Process, ProcessKey, Task, shown_fd
 
 
 @dataclass(slots=True)
 class TaskFiles:
-    """What one visit saw. `fds`: descriptor -> socket inode, 0 for what is no socket. `listed`: number of
-    descriptors the kernel reported (st_size of the fd folder), the cheap sign that something changed."""
+    """What one visit saw. `fds`: descriptor (or model.process.registered) -> socket inode, 0 for what is no socket.
+    `listed`: number of descriptors the kernel reported (st_size of the fd folder), the cheap sign that something
+    changed."""
 
     process: Process
     fds: dict[int, int]
@@ -33,6 +34,8 @@ class Holdings:
     files: dict[Task, TaskFiles] = field(default_factory=dict)
     # Inode -> tasks that hold it. A tuple, not a set: nearly always one task, and its tuple is shared.
     holders: dict[int, tuple[Task, ...]] = field(default_factory=dict)
+    # Inodes that several tasks hold.
+    shared: set[int] = field(default_factory=set)
     _added: set[Holding] = field(default_factory=set)
     _gone: set[Holding] = field(default_factory=set)
     _processes: dict[ProcessKey, Process] = field(default_factory=dict)
@@ -97,7 +100,7 @@ class Holdings:
         """The whole state, for a base; does not touch the changes."""
         processes = {_key(files.process): files.process for files in self.files.values()}
         holdings = {
-            Holding(files.process.pid, files.process.start_ticks, fd, inode)
+            Holding(files.process.pid, files.process.start_ticks, shown_fd(fd), inode)
             for files in self.files.values()
             for fd, inode in files.fds.items()
             if inode
@@ -122,7 +125,7 @@ class Holdings:
     def _take(self, task: Task, process: Process, fd: int, inode: int) -> None:
         if self._is_shared(task, process, fd, inode):
             return  # taken already; taken twice it would not be released as often
-        holding = Holding(process.pid, process.start_ticks, fd, inode)
+        holding = Holding(process.pid, process.start_ticks, shown_fd(fd), inode)
         if holding in self._gone:
             self._gone.discard(holding)
         else:
@@ -131,7 +134,7 @@ class Holdings:
     def _release(self, task: Task, process: Process, fd: int, inode: int) -> None:
         if self._is_shared(task, process, fd, inode):
             return
-        holding = Holding(process.pid, process.start_ticks, fd, inode)
+        holding = Holding(process.pid, process.start_ticks, shown_fd(fd), inode)
         if holding in self._added:
             self._added.discard(holding)
         else:
@@ -144,10 +147,16 @@ class Holdings:
                 self.holders[inode] = left
             else:
                 self.holders.pop(inode, None)
+            if len(left) < 2:
+                self.shared.discard(inode)
         alone = (task,)
         for inode in after - before:
             others = self.holders.get(inode)
-            self.holders[inode] = others + alone if others else alone
+            if others:
+                self.holders[inode] = others + alone
+                self.shared.add(inode)
+            else:
+                self.holders[inode] = alone
 
 
 def _key(process: Process) -> ProcessKey:

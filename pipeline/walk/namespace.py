@@ -11,6 +11,8 @@ from pipeline.model.container import Container
 from pipeline.model.process import Process, Task
 from pipeline.model.snapshot import Health, Snapshot
 from pipeline.procfs.root import ProcRoot
+from pipeline.walk.addresses import OwnAddresses
+from pipeline.walk.carried import Carried
 from pipeline.walk.elsewhere import Elsewhere, ElsewhereSearch
 from pipeline.walk.holdings import Holdings, HoldingsChange, TaskFiles
 from pipeline.walk.pacer import Pacer, Pacing
@@ -41,6 +43,7 @@ class NamespaceWalk:
         life: int = 0,
         generation: int = 0,
         start_s: float | None = None,
+        traffic_interval_s: float | None = None,
     ) -> None:
         self.netns = netns
         self.health = Health()
@@ -55,20 +58,27 @@ class NamespaceWalk:
         self._generation = generation
         self._block = pacing.fd_block
         self._table = ConnectionTable()
+        self._carried = None if traffic_interval_s is None else Carried(traffic_interval_s)
         self._walker = Walker(root, netns, Holdings(), self.health)
         # What is known of each task; only to be looked at.
         self.files: Mapping[Task, TaskFiles] = self._walker.holdings.files
         self._search = OwnerSearch(self._walker, self._table, clock)
         self._elsewhere = ElsewhereSearch(root, self._walker)
         self._pass: Iterator[None] | None = None
+        self._was_late = False
         self._source = "sock_diag"
         self._cookie: int | None = None
         self._taken_at_s = clock.monotonic_s()
         self._walked_at_s: float | None = None
+        # When the last pass that left out nothing began, and the one that runs if it leaves out nothing.
+        self._first_look_s: float | None = None
+        self._searched_since_s: float | None = None
+        self._pass_began_s: float | None = None
         self._changed: dict[SocketKey, Connection] = {}
         self._gone: set[SocketKey] = set()
         self._needs_base = True
         self._tables_changed = True
+        self._addresses = OwnAddresses()
 
     def begin(self, netns: int, life: int, start_s: float) -> None:
         """Makes it the walk of another namespace, whose first pass begins at `start_s`; only before the first look."""
@@ -99,17 +109,25 @@ class NamespaceWalk:
             self._changed, self._gone = {}, set()
             self._needs_base = True
         self._source, self._cookie = reading.source, reading.cookie or self._cookie
+        self._addresses.note(reading.addresses)
         change = self._table.update(reading)
         self._tables_changed = self._tables_changed or bool(change.changed or change.gone)
         for key in change.gone:
             self._changed.pop(key, None)
             self._gone.add(key)
+        if self._carried is not None:
+            cookies = [connection.cookie for connection in change.changed]
+            self._carried.update(reading.traffic, cookies, self._taken_at_s)
         for connection in change.changed:
             self._gone.discard(connection.key)
             self._changed[connection.key] = connection
         self.look_again = not self._search.run(tasks, limit_cpu_s)
-        if self._walked_at_s is None and not self.look_again:
-            self._walked_at_s = self._taken_at_s  # a first search visits every task
+        if self._walked_at_s is None:
+            if self._first_look_s is None:
+                self._first_look_s = self._taken_at_s
+            if not self.look_again:
+                # A first search visits every task.
+                self._walked_at_s, self._searched_since_s = self._taken_at_s, self._first_look_s
 
     def walk_block(self) -> bool:
         """The next block of the paced pass; True when it ended the pass.
@@ -122,6 +140,7 @@ class NamespaceWalk:
             relist = self._tables_changed or self.health.passes % _RELIST_PASSES == 0
             self._tables_changed = False
             self._pass = self._walker.pass_in_blocks(self._tasks, self._block, relist)
+            self._pass_began_s = self._clock.monotonic_s() if relist else None
         now_s = self._clock.monotonic_s()
         for _ in self._pass:
             self.pacer.block_done(now_s)
@@ -129,10 +148,15 @@ class NamespaceWalk:
         self._pass = None
         plan = self.pacer.pass_done(now_s)
         self._walked_at_s = now_s
+        if self._pass_began_s is not None:
+            self._searched_since_s = self._pass_began_s
         self.health.passes += 1
         if plan.late:
             self.health.passes_late += 1
-            _log.warning("a pass over %d tasks took longer than its target allows", len(self._tasks))
+            # Of many in a row the counter tells.
+            if not self._was_late:
+                _log.warning("a pass over %d tasks took longer than its target allows", len(self._tasks))
+        self._was_late = plan.late
         return True
 
     def held_elsewhere(self) -> list[Elsewhere]:
@@ -141,7 +165,7 @@ class NamespaceWalk:
 
     @property
     def has_changes(self) -> bool:
-        return bool(self._changed or self._gone or self._walker.holdings.changed)
+        return bool(self._changed or self._gone or self._addresses.changed or self._walker.holdings.changed)
 
     def take_snapshot(self) -> Snapshot:
         """The next generation: a base at first and after `want_base`, else the changes to the last one."""
@@ -153,8 +177,11 @@ class NamespaceWalk:
             self._needs_base = False
             # Of the first look, every row was just converted.
             everything = changed if self._generation == 1 else self._table.connections()
-            return self._snapshot(True, everything, [], self._walker.holdings.everything())
-        return self._snapshot(False, changed, gone, held)
+            snapshot = self._snapshot(True, everything, [], self._walker.holdings.everything())
+        else:
+            snapshot = self._snapshot(False, changed, gone, held)
+        self._addresses.told()
+        return snapshot
 
     def want_base(self) -> None:
         """Makes the next snapshot whole: a generation was lost on the way."""
@@ -171,7 +198,9 @@ class NamespaceWalk:
             ROLE, self.netns, self._cookie, self._life, self._generation, base,
             self._taken_at_s, self._walked_at_s, self._source, len(self._walker.denied), self.health.copy(),
             connections, gone, held.processes, held.gone_processes, held.holdings, held.gone_holdings,
-            self._containers_of(held.processes) if self._walker.containers else (),
+            self._containers_of(held.processes) if self._walker.containers else (), self._searched_since_s,
+            traffic=() if self._carried is None else self._carried.tell(self._table, everything=base),
+            addresses=self._addresses.news(base),
         )  # fmt: skip
 
     def _containers_of(self, processes: Sequence[Process]) -> list[Container]:

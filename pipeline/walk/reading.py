@@ -15,6 +15,7 @@ from pipeline.model.connection import Family, Proto
 from pipeline.model.process import Task
 from pipeline.model.socket_row import SocketRow
 from pipeline.netlink import sock_diag
+from pipeline.netlink.addresses import read_addresses
 from pipeline.procfs.net_tcp import read_net_table
 from pipeline.procfs.ns import netns_path, read_netns_inode
 from pipeline.procfs.root import ProcRoot
@@ -32,10 +33,14 @@ _TEXT_TABLES: tuple[tuple[Proto, Family, str], ...] = (
 _TRIES = 4
 # After a refusal sock_diag is tried again only this much later: rights seldom change.
 _DENIED_RETRY_S = 60.0
+# Addresses change seldom, and to read them costs as much as to look at an idle namespace.
+_ADDRESSES_EVERY_S = 5.0
 
 
 class TableReader:
     """Reads the tables of one namespace. `source`: auto, sock_diag or proc, as `tables.source` says.
+
+    `traffic`: whether to ask what the connections have carried, too; the text does not tell.
 
     `mark_dump` is told when a socket of the namespace is about to be open, which pins it, and when it is closed.
     """
@@ -47,18 +52,23 @@ class TableReader:
         source: str,
         clock: Clock,
         mark_dump: Callable[[bool], None] = lambda inside: None,
+        *,
+        traffic: bool = False,
     ) -> None:
         self._root = root
         self.netns_inode = netns_inode
         self._source = source
         self._clock = clock
         self._mark_dump = mark_dump
+        self._traffic = traffic
         self._denied_until_s = 0.0
+        self._addresses_due_s = float("-inf")
+        self._live: bool | None = None
 
     def read(self, paths: Sequence[str], tasks: Sequence[Task]) -> Reading:
         """All tables. `paths`: ways into the namespace that need no task, for open_netns. Raises: Vanished when no way
         into it is left; Denied if none is allowed."""
-        if self._source != "proc" and self._clock.monotonic_s() >= self._denied_until_s:
+        if self._source != "proc" and self._clock.monotonic_s() >= self._denied_until_s and self._is_live():
             try:
                 return self._read_sock_diag(paths, tasks)
             except (Denied, Unsupported) as error:
@@ -69,12 +79,18 @@ class TableReader:
                 self._denied_until_s = self._clock.monotonic_s() + _DENIED_RETRY_S
         return self._read_text(tasks)
 
+    def _is_live(self) -> bool:
+        """Of a recorded tree only text can be read, even where a living namespace has the same number."""
+        if self._live is None:
+            self._live = self._root.is_live()
+        return self._live
+
     def _read_sock_diag(self, paths: Sequence[str], tasks: Sequence[Task]) -> Reading:
         self._mark_dump(True)
         try:
-            diag = self._open_diag(paths, tasks)
+            diag, own = self._open_diag(paths, tasks)
             try:
-                tcp, udp = sock_diag.dump_tcp(diag), sock_diag.dump_udp(diag)
+                tcp, udp = sock_diag.dump_tcp(diag, traffic=self._traffic), sock_diag.dump_udp(diag)
                 rows: dict[int, list[SocketRow]] = {Proto.TCP: tcp.rows, Proto.UDP: udp.rows}
                 devices = _device_names(diag, rows.values())
                 cookie = sock_diag.netns_cookie(diag)
@@ -82,17 +98,30 @@ class TableReader:
                 diag.close()
         finally:
             self._mark_dump(False)
-        return Reading("sock_diag", cookie, rows, devices, int(tcp.interrupted) + int(udp.interrupted), 0)
+        interrupted = int(tcp.interrupted) + int(udp.interrupted)
+        return Reading("sock_diag", cookie, rows, devices, interrupted, 0, tcp.traffic, own)
 
-    def _open_diag(self, paths: Sequence[str], tasks: Sequence[Task]) -> socket.socket:
-        """A sock_diag socket of the namespace, which needs no entering where it is our own."""
+    def _open_diag(
+        self, paths: Sequence[str], tasks: Sequence[Task]
+    ) -> tuple[socket.socket, frozenset[bytes] | None]:
+        """A sock_diag socket of the namespace, which needs no entering where it is our own, and its addresses where it
+        is time to read them again."""
         if self.netns_inode == home_inode():
-            return sock_diag.open_diag()
+            own = self._read_addresses(None)
+            return sock_diag.open_diag(), own
         netns_fd = self._open_netns(paths, tasks)
         try:
-            return sock_diag.open_diag(netns_fd)
+            own = self._read_addresses(netns_fd)
+            return sock_diag.open_diag(netns_fd), own
         finally:
             os.close(netns_fd)
+
+    def _read_addresses(self, netns_fd: int | None) -> frozenset[bytes] | None:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._addresses_due_s:
+            return None
+        self._addresses_due_s = now_s + _ADDRESSES_EVERY_S
+        return read_addresses(netns_fd)
 
     def _open_netns(self, paths: Sequence[str], tasks: Sequence[Task]) -> int:
         # Those that need no task first: a pid may be recycled.

@@ -11,10 +11,13 @@ from typing import NamedTuple
 
 from pipeline.model.connection import Connection, SocketKey
 from pipeline.model.socket_row import SocketRow, socket_key, to_connection
+from pipeline.model.traffic import NO_FIGURES, Figures
 
 
 class Reading(NamedTuple):
-    """One reading of all tables. `rows` by protocol number; `source`: sock_diag or proc."""
+    """One reading of all tables. `rows` by protocol number; `source`: sock_diag or proc. `traffic`: by the cookies of
+    the TCP sockets, where the source was asked for it. `addresses`: the namespace's own, 4 or 16 bytes each; None
+    where they were not read."""
 
     source: str
     cookie: int | None
@@ -22,6 +25,8 @@ class Reading(NamedTuple):
     devices: Mapping[int, str]
     interrupted: int
     malformed: int
+    traffic: Mapping[int, Figures] = NO_FIGURES
+    addresses: frozenset[bytes] | None = None
 
 
 class TableChange(NamedTuple):
@@ -75,6 +80,10 @@ class ConnectionTable:
     def connections(self) -> list[Connection]:
         """Every row, for a base."""
         return [self._connection(proto, row) for proto, rows in self._rows.items() for row in rows]
+
+    def key_of(self, cookie: int) -> SocketKey:
+        """What the socket of this cookie is published under."""
+        return self._alias.get(cookie, cookie)
 
     def take_left(self) -> set[int]:
         """Inodes that left the tables since the last call."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
-from pipeline.errors import Denied, Malformed, Vanished
+from pipeline.errors import Denied, Malformed, SockscopeError, Vanished
 from pipeline.model.container import Container
 from pipeline.model.netns import NetnsInode
-from pipeline.model.process import Process, Task
+from pipeline.model.process import Process, Task, registered
 from pipeline.model.snapshot import Health
 from pipeline.procfs.cgroup import read_container
 from pipeline.procfs.fd import FdDir, fd_count
+from pipeline.procfs.io_uring import read_registered_sockets
 from pipeline.procfs.ns import read_netns_inode
 from pipeline.procfs.root import ProcRoot
 from pipeline.procfs.stat import PF_KTHREAD, read_stat
@@ -42,6 +43,8 @@ class Walker:
         self.containers: dict[str, Container] = {}
         # Descriptors of network namespaces, by task; only of tasks that have some.
         self.netns_fds: dict[Task, dict[int, NetnsInode]] = {}
+        # Descriptors of io_urings, by task; only of tasks that have some.
+        self._rings: dict[Task, list[int]] = {}
         self._kernel_threads: set[Task] = set()
         self._counts_known = False
         self._root = root
@@ -58,6 +61,20 @@ class Walker:
         """Reads all descriptors of a task. What vanished or is denied is counted, not raised."""
         for _ in self._visit_in_blocks(task, _Room(1 << 30)):
             raise AssertionError("a visit in one block does not stop")
+
+    def identify(self, task: Task) -> Process | None:
+        """The process of a task, without its descriptors; None for a kernel thread, and where it may not be read or
+        has vanished, which is counted."""
+        self._kernel_threads.discard(task)
+        known = self.holdings.files.get(task)
+        try:
+            process = self._read_process(task, known.process if known else None)
+        except (Vanished, Denied, Malformed) as error:
+            self._count_loss(task, error)
+        else:
+            self.denied.discard(task)
+            return process
+        return None
 
     def is_known(self, task: Task) -> bool:
         """Whether a visit has ended with an answer, be it that nothing may be read."""
@@ -93,17 +110,15 @@ class Walker:
                 for fd, netns in self.netns_fds.get(task, netns_fds).items():
                     if fds.get(fd) == 0:
                         netns_fds[fd] = netns
+                rings = fd_dir.rings + [fd for fd in self._rings.get(task, ()) if fds.get(fd) == 0]
+                self._add_registered(task, rings, fds)
             process = self._read_process(task, known.process)
-        except Vanished:
-            self._vanished(task)
-        except Denied:
-            self._refused(task)
-        except Malformed:
-            self._health.rows_malformed += 1
+        except (Vanished, Denied, Malformed) as error:
+            self._count_loss(task, error)
         else:
             if process is not None:
                 self.holdings.put(task, process, fds, len(names))
-                self._note_netns_fds(task, netns_fds)
+                self._note_special(task, netns_fds, rings)
 
     def pass_in_blocks(self, tasks: Set[Task], block: int, relist: bool = True) -> Iterator[None]:
         """One pass over `tasks`; stops after every `block` descriptors, inside a process too. Without `relist` a
@@ -152,20 +167,17 @@ class Walker:
                     if room.left <= 0 and begin < len(names):
                         yield
                         room.left = room.block
+                self._add_registered(task, fd_dir.rings, fds)
             # The pid may have been recycled meanwhile: then what was read is of two processes.
             process = self._read_process(task, process)
-        except Vanished:
-            self._vanished(task)
-        except Denied:
-            self._refused(task)
-        except Malformed:
-            self._health.rows_malformed += 1
+        except (Vanished, Denied, Malformed) as error:
+            self._count_loss(task, error)
         else:
             self.denied.discard(task)
             # A search that refreshed the task while this visit rested knows better than the descriptors read before.
             if process is not None and self.holdings.files.get(task) is before:
                 self.holdings.put(task, process, fds, len(names))
-                self._note_netns_fds(task, fd_dir.netns_fds)
+                self._note_special(task, fd_dir.netns_fds, fd_dir.rings)
         room.left -= 1  # a visit has a price of its own, also where nothing is open
         if room.left <= 0:
             yield
@@ -206,22 +218,36 @@ class Walker:
         self.containers[container.name] = container
         return container.name
 
-    def _note_netns_fds(self, task: Task, netns_fds: dict[int, NetnsInode]) -> None:
+    def _add_registered(self, task: Task, rings: list[int], fds: dict[int, int]) -> None:
+        """Adds the sockets that are registered with io_urings."""
+        for fd in rings:
+            fds.update(
+                (registered(fd, inode), inode) for inode in read_registered_sockets(self._root, task, fd)
+            )
+
+    def _note_special(self, task: Task, netns_fds: dict[int, NetnsInode], rings: list[int]) -> None:
         if netns_fds:
             self.netns_fds[task] = netns_fds
         elif self.netns_fds:
             self.netns_fds.pop(task, None)
+        if rings:
+            self._rings[task] = rings
+        elif self._rings:
+            self._rings.pop(task, None)
 
     def _drop(self, task: Task) -> None:
         self.holdings.drop(task)
         self.netns_fds.pop(task, None)
+        self._rings.pop(task, None)
 
-    def _vanished(self, task: Task) -> None:
-        self._health.pids_vanished += 1
-        self._drop(task)
-
-    def _refused(self, task: Task) -> None:
-        if task not in self.denied:
+    def _count_loss(self, task: Task, error: SockscopeError) -> None:
+        """What could not be read is not known any more; a line that does not decode says nothing of the descriptors."""
+        if isinstance(error, Malformed):
+            self._health.rows_malformed += 1
+            return
+        if isinstance(error, Vanished):
+            self._health.pids_vanished += 1
+        elif task not in self.denied:
             self._health.pids_denied += 1
             self.denied.add(task)
         self._drop(task)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,17 +35,22 @@ class Load:
     inodes: list[int]
     pids: list[list[int]]
 
+    @property
+    def paths(self) -> list[str]:
+        """A way into each of its namespaces, in the order of `inodes`."""
+        return [f"/run/netns/{name}" for name in self.names]
+
 
 @contextlib.contextmanager
 def load(
-    namespaces: int, processes: int, sockets: int, other_fds: int = 0, churn: float = 0.0
+    namespaces: int, processes: int, sockets: int, other_fds: int = 0, churn: float = 0.0, shared_fds: int = 0
 ) -> Iterator[Load]:
     """Named namespaces with that many processes each, and descriptors in each process."""
     tag = f"bench{secrets.token_hex(4)}"
     command = [
         sys.executable, str(ROOT / "scripts" / "loadgen"), "--named", "--until-eof", f"--tag={tag}",
         f"--namespaces={namespaces}", f"--processes={processes}", f"--sockets={sockets}",
-        f"--other-fds={other_fds}", f"--churn={churn}", f"--duration={_LIFE_S}",
+        f"--other-fds={other_fds}", f"--churn={churn}", f"--shared-fds={shared_fds}", f"--duration={_LIFE_S}",
     ]  # fmt: skip
     with helper(command) as process:
         made = ready_message(process)
@@ -93,13 +98,14 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def pipeline(pattern: str, namespaces: int, config: Path | None = None) -> Iterator[Pipeline]:
-    """One that watches the namespaces whose name matches. Raises: ChildProcessError, TimeoutError."""
+def pipeline(pattern: str | Sequence[str], namespaces: int, config: Path | None = None) -> Iterator[Pipeline]:
+    """One that watches the namespaces whose name matches (one of them). Raises: ChildProcessError, TimeoutError."""
+    patterns = [pattern] if isinstance(pattern, str) else pattern
     with tempfile.TemporaryDirectory(prefix="sockscope-bench-") as runtime_dir:
         options = ["--config", str(config)] if config is not None else []
         command = [
-            *SOCKSCOPE, "run", "--runtime-dir", runtime_dir, "--netns", pattern, "--duration", str(_LIFE_S),
-            "--log-level", "warning", *options,
+            *SOCKSCOPE, "run", "--runtime-dir", runtime_dir, *(f"--netns={one}" for one in patterns),
+            "--duration", str(_LIFE_S), "--log-level", "warning", *options,
         ]  # fmt: skip
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=clean_environment())
         try:

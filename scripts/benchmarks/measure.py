@@ -20,11 +20,13 @@ SOCKSCOPE = [sys.executable, "-m", "pipeline.cli"]
 
 @dataclass(frozen=True)
 class Effort:
-    """How thorough a run is. `quick` makes loads and times small: it shows that all works, not what it costs."""
+    """How thorough a run is. `minutes`: of the case `endurance`. `quick` makes loads and times small: it shows that all
+    works, not what it costs."""
 
     runs: int = 3
     quick: bool = False
     full: bool = False
+    minutes: float = 4.0
 
     @property
     def settle_s(self) -> float:

@@ -1,6 +1,6 @@
-"""One unpaced pass of one namespace, merged in a store, as `sockscope snapshot` makes it, without the command around.
+"""One unpaced pass of one namespace, joined, as `sockscope snapshot` makes it, without the command around.
 
-Run as `python -m scripts.benchmarks.walk_alone INODE`. Prints
+Run as `python -m scripts.benchmarks.walk_alone INODE [off|require]`, the last as `--ebpf`. Prints
 {"cpu_s": …, "connections": …}: the CPU time of everything after the imports.
 """
 
@@ -11,17 +11,18 @@ import sys
 import time
 
 from pipeline import query
-from pipeline.config import Config
+from pipeline.config import load
 from pipeline.roles import foreground
 
 
-def main(inode: str) -> None:
+def main(inode: str, ebpf: str = "off") -> None:
+    config = load(None, {}, {"ebpf.mode": ebpf}).config
     began_s = time.process_time()
-    store = foreground.take(Config(), (inode,))
+    answer = query.answer_joined(foreground.take(config, (inode,)).join(), {"op": "connections"})
     used_s = time.process_time() - began_s
-    answer = query.answer(store.reader(), {"op": "connections", "limit": 0})
-    print(json.dumps({"cpu_s": used_s, "connections": answer["total"]}))
+    assert answer is not None
+    print(json.dumps({"cpu_s": used_s, "connections": len(answer["rows"])}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

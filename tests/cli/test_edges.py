@@ -52,3 +52,19 @@ def test_fields_and_limit_of_edges(sockscope: Sockscope) -> None:
     completed = sockscope("edges", "--fields", "proto,connections", "--limit", "1")
     assert completed.stdout.decode().split() == ["PROTO", "CONNECTIONS", "tcp", "1"]
     assert completed.stderr.decode().splitlines()[0] == "1 of 2 rows"
+
+
+def test_group_by_netns_adds_up_what_is_between_two_namespaces(sockscope: Sockscope) -> None:
+    completed = sockscope("edges", "--group-by", "netns")
+    lines = [line.split()[:5] for line in completed.stdout.decode().splitlines()]
+    assert lines[0] == ["CLIENT_NETNS", "SERVER_NETNS", "PROTO", "EDGES", "CONNECTIONS"]
+    assert sorted(lines[1:]) == [["-", "web", "tcp", "1", "1"], ["box", "web", "tcp", "1", "1"]]
+
+
+def test_group_by_container_names_the_namespaces_too(sockscope: Sockscope) -> None:
+    rows = json.loads(sockscope("edges", "--group-by", "container", "--json").stdout)
+    names = ("client_netns", "client_container", "server_netns", "connections")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("box", None, "web", 1), (None, None, "web", 1),
+    ]  # fmt: skip
+    assert sockscope("edges", "--group-by", "netns", "--count").stdout == b"2\n"

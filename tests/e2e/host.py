@@ -126,8 +126,11 @@ class Pipeline:
     def segments(self) -> Path:
         return Path(os.readlink(self.runtime_dir / "segments"))
 
+    def client(self) -> Client:
+        return Client(str(self.runtime_dir))
+
     def status(self) -> dict[str, Any]:
-        with Client(str(self.runtime_dir)) as client:
+        with self.client() as client:
             return client.status()
 
     def is_ready(self) -> bool:

@@ -42,10 +42,13 @@ class Actor(NamedTuple):
 
     def tell(self, word: str) -> list[int]:
         """Has it do the next thing; returns what it says then."""
+        self.send(word)
+        return self.hear()
+
+    def send(self, word: str) -> None:
         assert self.process.stdin is not None
         self.process.stdin.write(word + "\n")
         self.process.stdin.flush()
-        return self.hear()
 
     def hear(self) -> list[int]:
         assert self.process.stdout is not None

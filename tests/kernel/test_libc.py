@@ -10,6 +10,7 @@ from pipeline.errors import Denied, Unsupported, Vanished
 from pipeline.kernel.libc import (
     CLONE_FILES,
     CLONE_NEWNET,
+    effective_capabilities,
     pidfd_getfd,
     prctl_set_pdeathsig,
     setns,
@@ -120,3 +121,12 @@ def test_a_descriptor_is_copied_from_a_process_and_a_closed_one_vanished() -> No
             pidfd_getfd(pidfd, closed)
     finally:
         os.close(pidfd)
+
+
+def test_the_effective_capabilities_are_those_of_the_status_file() -> None:
+    def line() -> int:
+        with open("/proc/self/status") as file:
+            (digits,) = [one.split()[1] for one in file if one.startswith("CapEff:")]
+        return int(digits, 16)
+
+    assert effective_capabilities() == line()

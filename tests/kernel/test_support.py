@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.kernel.support import has_capability, probe_btf, probe_shm
+from pipeline.kernel.support import cgroup2_dir, has_capability, probe_btf, probe_shm
 from tests.live import needs_root
 
 
@@ -15,6 +15,16 @@ from tests.live import needs_root
 )
 def test_a_capability_is_a_bit(bits: int, name: str, held: bool) -> None:
     assert has_capability(bits, name) is held
+
+
+def test_the_folder_of_cgroup_version_2_is_a_mount_of_that_type() -> None:
+    mounted = {
+        fields[1]
+        for fields in map(str.split, Path("/proc/self/mounts").read_text().splitlines())
+        if fields[2] == "cgroup2"
+    }
+    found = cgroup2_dir()
+    assert (found in mounted) if found is not None else not mounted & {"/sys/fs/cgroup"}
 
 
 def test_btf_is_told_by_its_magic(tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ def test_pid_1_owns_what_nobody_else_holds() -> None:
 
 
 def test_equal_start_is_settled_by_pid_and_then_by_descriptor() -> None:
-    assert ordered([_holder(9, 5, 3), _holder(8, 5, 7), _holder(8, 5, 4)], listening=False) == [
-        _holder(8, 5, 4), _holder(8, 5, 7), _holder(9, 5, 3),
-    ]  # fmt: skip
+    parent, parents_other, child = _holder(8, 5, 4), _holder(8, 5, 7), _holder(9, 5, 3)
+
+    assert ordered([child, parents_other, parent], listening=False) == [child, parent, parents_other]
+    assert ordered([child, parents_other, parent], listening=True) == [parent, parents_other, child]
 
 
 def test_descriptor_reported_by_two_workers_comes_once() -> None:

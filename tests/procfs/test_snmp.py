@@ -17,8 +17,10 @@ from tests.live import LiveNetns, connect_pairs, needs_root
 
 def test_read_snmp_of_recorded_namespaces() -> None:
     root = recorded("two_namespaces")
-    assert read_snmp_tcp(root, Task(71, 71)) == SnmpTcp(active_opens=1201, passive_opens=907, curr_estab=3)
-    assert read_snmp_tcp(root, Task(72, 72)) == SnmpTcp(0, 17, 0)
+    assert read_snmp_tcp(root, Task(71, 71)) == SnmpTcp(
+        active_opens=1201, passive_opens=907, curr_estab=3, segments=427
+    )
+    assert read_snmp_tcp(root, Task(72, 72)) == SnmpTcp(0, 17, 0, 427)
 
 
 @pytest.mark.parametrize("pid", [71, 72])
@@ -50,8 +52,11 @@ def test_opens_of_both_families_are_counted_and_stay_after_the_close() -> None:
         netns_fd = open_netns(netns.path, netns.inode)
         with inside(netns_fd), open(netns_fd, closefd=True):
             sockets = connect_pairs(socket.AF_INET, "127.0.0.1", 5) + connect_pairs(socket.AF_INET6, "::1", 3)
-        assert read_snmp_tcp(ProcRoot(), task) == SnmpTcp(8, 8, 16)
+        during = read_snmp_tcp(ProcRoot(), task)
+        assert during[:3] == (8, 8, 16)
+        assert during.segments >= 8 * 3 * 2  # three of each handshake, sent and received
         for sock in sockets:
             sock.close()
         after = read_snmp_tcp(ProcRoot(), task)
         assert (after.active_opens, after.passive_opens, after.curr_estab) == (8, 8, 0)
+        assert after.segments > during.segments

@@ -76,13 +76,18 @@ def test_of_a_connection_that_waits_the_holders_of_its_listener_are_named() -> N
          "The processes of its namespace have not all been looked at yet."),
         ([snapshot(connections=[connection(1)], denied=3)], 0,
          "The descriptors of 3 processes of its namespace may not be read; one of them may hold it."),
+        ([snapshot(connections=[connection(1)], denied=1)], 0,
+         "The descriptors of 1 process of its namespace may not be read; it may hold it."),
         ([snapshot(connections=[connection(1)])], 4,
-         "No process was found to hold it; not all were looked at again, and elsewhere 4 may not be read."),
+         "No process that may be read was found to hold it; elsewhere the descriptors of 4 processes may not be."),
+        ([snapshot(connections=[connection(1)]), snapshot(BLUE, denied=1)], 0,
+         "No process that may be read was found to hold it; elsewhere the descriptors of 1 process may not be."),
         ([snapshot(connections=[connection(1)]), snapshot(BLUE, walked_at_s=None)], 0,
-         "No process of its namespace holds it; the processes of 1 others were not all looked at yet."),
+         "No process of its namespace holds it; in 1 other namespace not all processes were looked at yet."),
         ([snapshot(connections=[connection(1)])], 0,
-         "No process was found to hold it; not all were looked at again since it appeared."),
-        ([snapshot(connections=[connection(1)], walked_at_s=100.0)], 0,
+         "No process was found to hold it, but not all were looked at again since it appeared: one may have opened it"
+         " since then, or it is on its way from one process to another."),
+        ([snapshot(connections=[connection(1)], searched_since_s=100.0)], 0,
          "Every process was looked at since it appeared and none holds it: the kernel itself owns it (as NFS, tunnels"
          " and the like do), or it is on its way from one process to another."),
         ([snapshot(connections=[connection(1, inode=0)])], 0,
@@ -99,6 +104,19 @@ def test_missing_owner_is_explained(snapshots: list[Snapshot], losses: int, expl
     (row,) = explained(*snapshots, losses=losses)
 
     assert (row["explanation"], row["holders"]) == (explanation, [])
+
+
+def test_owner_that_may_be_in_a_namespace_that_is_not_looked_at_is_explained() -> None:
+    store = Store(":memory:", "epoch-1", "testhost", ManualClock(now_s=100.0), stale_after_s=15.0)
+    store.set_losses({"namespaces_left_out": 2})
+    store.apply([snapshot(connections=[connection(1)], searched_since_s=100.0)])
+
+    answered = answer(store.reader(), {"op": "explain", "fields": ["explanation", "owner_role"]})
+
+    assert answered["rows"] == [[
+        "No process that is looked at holds it; one that is not may: there are namespaces that were left out, or"
+        " processes that are hidden from here.", None,
+    ]]  # fmt: skip
 
 
 def test_a_hundred_connections_are_explained_unless_a_limit_says_otherwise() -> None:

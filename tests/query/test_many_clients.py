@@ -17,9 +17,9 @@ from pipeline.client import Client
 from pipeline.clock import SystemClock
 from pipeline.codec import decode_map, encode
 from pipeline.errors import Refused
-from pipeline.query import handle, refuse_bytes
+from pipeline.query import Lookups, handle, refuse_bytes
 from pipeline.store import Reader, Store
-from pipeline.transport.poller import Poller
+from pipeline.transport.front_thread import FrontThread
 from pipeline.transport.query_socket import QueryFront
 from tests.sample_state import HOST, connection, snapshot
 
@@ -42,11 +42,13 @@ class Served:
             return partial(handle, Reader(self.store.path, clock, time_limit_s=1.0), may_defer=may_defer)
 
         self.front = QueryFront(
-            f"{folder}/query.ipc", lambda: make(True), refuse=refuse_bytes, make_heavy_handler=lambda: make(False)  # type: ignore[arg-type, return-value]
-        )  # fmt: skip
-        self._end = os.pipe()
-        self._pumping = threading.Thread(target=self._pump)
-        self._pumping.start()
+            f"{folder}/query.ipc",
+            lambda: make(True),  # type: ignore[arg-type, return-value]
+            refuse=refuse_bytes,
+            quick=Lookups(lambda: Reader(self.store.path, clock, max_steps=50_000)),
+            make_heavy_handler=lambda: make(False),  # type: ignore[arg-type, return-value]
+        )
+        self._thread = FrontThread(self.front)
 
     def change(self, key: int) -> None:
         """One more connection, as a worker would tell of it."""
@@ -55,21 +57,10 @@ class Served:
             [snapshot(generation=self._generation, base=False, connections=[connection(key)])]
         )
         if commit.touched:
-            self.front.wake()
-
-    def _pump(self) -> None:
-        poller = Poller()
-        for source in (*self.front.poll_sockets, self._end[0]):
-            poller.register(source)
-        while self._end[0] not in poller.wait(0.05):
-            self.front.pump()
+            self._thread.wake()
 
     def stop(self) -> None:
-        os.write(self._end[1], b"1")
-        self._pumping.join()
-        for fd in self._end:
-            os.close(fd)
-        self.front.close()
+        self._thread.close()
         self.store.close()
 
 

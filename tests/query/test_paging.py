@@ -92,12 +92,6 @@ def test_cursor_that_is_not_of_this_run_and_question_is_refused(cursor: Any, cod
     assert (refused["ok"], refused["error"]["code"]) == (False, code)
 
 
-def test_edges_come_whole() -> None:
-    refused = answer(new_store().reader(), {"op": "edges", "cursor": "epoch-1~edges~1"})
-
-    assert refused["error"]["message"] == "cursor: not for op edges"
-
-
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sets(st.integers(1, 20), max_size=4), max_size=12), st.integers(1, 4))
 def test_rows_that_live_through_all_pages_come_exactly_once(toggled: list[set[int]], limit: int) -> None:

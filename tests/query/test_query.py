@@ -49,7 +49,7 @@ def test_answer_has_the_whole_envelope(reader: Reader) -> None:
     assert answered == {
         "id": "q1", "ok": True, "schema": 1, "host": "testhost", "epoch": "epoch-1", "seq": 1,
         "columns": ["netns", "cookie"], "rows": [[HOST, 1], [HOST, 2], [HOST, 3], [BLUE, 4]], "total": 4,
-        "cursor": None,
+        "cursor": None, "denied": 0,
     }  # fmt: skip
     assert namespaces[0] == {
         "netns": HOST, "netns_cookie": 7, "name": "host", "names": ["host"], "worker_pid": 4321, "state": "walking",

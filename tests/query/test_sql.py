@@ -151,7 +151,8 @@ def test_private_tables_are_refused_with_the_names_of_the_others(
     message = ask(reader, sql)["error"]["message"]
 
     assert message == (
-        f"SQL: {table} cannot be read; the tables are connections, owners, processes, namespaces, edges"
+        f"SQL: {table} cannot be read; the tables are connections, owners, processes, namespaces, edges, closed,"
+        " containers"
     )
 
 

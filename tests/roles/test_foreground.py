@@ -16,7 +16,7 @@ from tests.live import LiveNetns, connect_pairs, needs_root
 
 
 def rows(config: Config, netns: tuple[str, ...], **where: Any) -> list[dict[str, Any]]:
-    store = take(config, netns)
+    store = take(config, netns).store()
     try:
         found = answer(store.reader(), {"id": 1, "op": "connections", "where": where})
         return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
@@ -41,7 +41,7 @@ def test_every_own_connection_is_there_with_this_process_as_its_holder() -> None
 @needs_root
 def test_only_the_namespaces_that_are_asked_for_are_read() -> None:
     with LiveNetns() as live, LiveNetns():
-        store = take(Config(), (str(live.inode),))
+        store = take(Config(), (str(live.inode),)).store()
         found = answer(store.reader(), {"id": 1, "op": "namespaces"})
         store.close()
     column = found["columns"].index("netns")

@@ -15,6 +15,7 @@ from pipeline.model.snapshot import Snapshot
 from pipeline.roles.publisher import Publisher
 from pipeline.store import Store
 from tests.live import wait_until
+from tests.sample_flows import flow, flows
 from tests.sample_state import BLUE, HOST, connection, holding, listener, process, roster_row, snapshot
 
 
@@ -232,6 +233,28 @@ def test_edges_begin_with_a_base_for_each_who_comes_and_go_on_with_changes(setup
     assert (changed["base"], changed["removed"], changed["prev"]) == (False, base["added"], base["seq"])
     setup.outlet.came = ["delta."]
     assert setup.pump_until("delta.edges", 3)[2]["base"]
+
+
+def test_edge_that_turns_out_to_be_translated_is_another_edge(setup: Setup) -> None:
+    setup.merge(snapshot(HOST, connections=[connection(1)]))
+    setup.outlet.topics = setup.outlet.came = ["delta.edges"]
+    (base,) = setup.pump_until("delta.edges", 1)
+    client, asked, real = (
+        (b"\x0a\x00\x00\x01", 40000),
+        (b"\x0a\x00\x00\x02", 443),
+        (b"\xc0\x00\x02\x01", 8443),
+    )
+    setup.publisher.publish(
+        setup.store.apply_flows([flows(2, 1, flow(b"f", (client, asked), (client, real)))])
+    )
+    setup.clock.advance(60.0)
+    message = setup.pump_until("delta.edges", 2)[1]
+
+    server, nat = (message["columns"].index(name) for name in ("server", "nat"))
+    assert message["removed"] == base["added"]
+    assert [(row[server]["addr"], row[nat]["original"]["dst"]) for row in message["added"]] == [
+        ("192.0.2.1", "10.0.0.2")
+    ]
 
 
 def test_nothing_is_built_while_nobody_subscribes(setup: Setup) -> None:

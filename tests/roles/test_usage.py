@@ -8,13 +8,14 @@ import subprocess
 import psutil
 
 from pipeline.clock import ManualClock
+from pipeline.procfs.root import ProcRoot
 from pipeline.roles.usage import UsageMeter
 
 
 def test_every_living_process_is_measured_and_those_that_ended_are_left_out() -> None:
     ended = subprocess.Popen(["true"])
     ended.wait()
-    rows = UsageMeter(ManualClock(100.0)).measure_if_due([os.getpid(), ended.pid, 0])
+    rows = UsageMeter(ManualClock(100.0), ProcRoot()).measure_if_due([os.getpid(), ended.pid, 0])
     assert rows is not None
     (row,) = rows
     assert row.pid == os.getpid()
@@ -26,7 +27,7 @@ def test_every_living_process_is_measured_and_those_that_ended_are_left_out() ->
 
 def test_measuring_waits_until_it_is_due_or_a_new_process_is_there() -> None:
     clock = ManualClock(100.0)
-    meter = UsageMeter(clock)
+    meter = UsageMeter(clock, ProcRoot())
     assert meter.measure_if_due([os.getpid()]) is not None
     clock.advance(9.0)
     assert meter.measure_if_due([os.getpid()]) is None

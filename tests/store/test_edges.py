@@ -1,41 +1,17 @@
-"""Edges: both ends of each connection of this host joined, against a plain Python oracle."""
+"""Edges: both ends of each connection of this host joined, and since when."""
 
 from __future__ import annotations
 
-from collections import Counter
-from typing import Any
-
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import pytest
 
 from pipeline.clock import ManualClock
-from pipeline.model.connection import Connection, Proto, State
-from pipeline.model.snapshot import Snapshot
+from pipeline.model.connection import Connection, State
+from pipeline.model.process import ProcessKey
+from pipeline.query import answer
 from pipeline.store import Store
 from tests.sample_state import BLUE, HOST, connection, holding, listener, process, snapshot
 from tests.store.asking import ask
-
-CLIENT, SERVER = b"\x0a\x00\x00\x01", b"\x0a\x00\x00\x02"
-LOOPBACK = b"\x7f\x00\x00\x01"
-LINK_LOCAL = b"\xfe\x80" + bytes(13) + b"\x01"
-
-
-def new_store() -> Store:
-    return Store(":memory:", "epoch-1", "testhost", ManualClock(now_s=100.0), stale_after_s=15.0)
-
-
-def client_row(key: int, port: int = 40000, **more: Any) -> Connection:
-    return connection(key, local=(CLIENT, port), remote=(SERVER, 443), **more)
-
-
-def server_row(key: int, port: int = 40000, **more: Any) -> Connection:
-    return connection(key, local=(SERVER, 443), remote=(CLIENT, port), **more)
-
-
-def ends(row: dict[str, Any]) -> tuple[Any, ...]:
-    """The edge in short: (netns, pid) of the client and of the server, count."""
-    client, server = row["client"], row["server"]
-    return client["netns"], client["pid"], server["netns"], server["pid"], row["connections"]
+from tests.store.edge_rows import LINK_LOCAL, LOOPBACK, client_row, ends, new_store, server_row
 
 
 def test_both_ends_on_this_host_become_one_edge_with_both_processes() -> None:
@@ -144,119 +120,89 @@ def test_closing_end_keeps_its_edge_and_a_closed_one_does_not() -> None:
     assert [row["client"]["port"] for row in ask(store, "edges")] == [40000]
 
 
-@st.composite
-def mirrored_histories(draw: st.DrawFn) -> list[Snapshot]:
-    """Namespaces whose few addresses and ports meet all the time."""
-    addresses, ports = st.sampled_from([CLIENT, SERVER, LOOPBACK]), st.sampled_from([443, 40000])
-    rows = st.builds(
-        lambda key, local, remote, state, proto, inode: connection(
-            key, local=local, remote=remote, state=state, proto=proto, inode=inode
-        ),
-        st.integers(1, 4), st.tuples(addresses, ports), st.tuples(addresses, ports),
-        st.sampled_from([State.ESTABLISHED, State.ESTABLISHED, State.CLOSE_WAIT, State.TIME_WAIT, State.LISTEN]),
-        st.sampled_from([Proto.TCP, Proto.TCP, Proto.UDP]), st.integers(0, 3),
-    )  # fmt: skip
-    generations: Counter[int] = Counter()
-    history = []
-    for netns in draw(st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=8)):
-        base = generations[netns] == 0 or draw(st.booleans())
-        generations[netns] += 1
-        gone = [] if base else draw(st.lists(st.integers(1, 4), max_size=2))
-        history.append(snapshot(
-            netns, generations[netns], base=base, cookie=None, gone_connections=gone,
-            connections=draw(st.lists(rows, max_size=3, unique_by=lambda row: row[0])),
-        ))  # fmt: skip
-    return history
-
-
-Row = dict[str, Any]
-_FLOWING = {"ESTABLISHED", "FIN_WAIT1", "FIN_WAIT2", "CLOSE_WAIT", "LAST_ACK", "CLOSING"}
-
-
-def mirrors(one: Row, other: Row) -> bool:
-    if one["proto"] != other["proto"] or {one["state"], other["state"]} - _FLOWING:
-        return False
-    if "127.0.0.1" in (one["local_addr"], one["remote_addr"]) and one["netns"] != other["netns"]:
-        return False
-    return (one["local_addr"], one["local_port"], one["remote_addr"], one["remote_port"]) == (
-        other["remote_addr"], other["remote_port"], other["local_addr"], other["local_port"],
-    )  # fmt: skip
-
-
-def expected_links(rows: list[Row]) -> Counter[Any]:
-    """(client netns, addr, port, server netns, addr, port, proto, ambiguous) of every connection."""
-    links: Counter[Any] = Counter()
-    candidates = [[at for at, other in enumerate(rows) if mirrors(row, other)] for row in rows]
-    near = [
-        [at for at in found if rows[at]["netns"] == row["netns"]]
-        for row, found in zip(rows, candidates, strict=True)
-    ]
-    done: set[int] = set()
-    for at, row in enumerate(rows):
-        if at in done or row["state"] not in _FLOWING:
-            continue
-        mine = near[at] or [other for other in candidates[at] if not near[other]]
-        theirs = near if near[at] else candidates
-        peer = mine[0] if len(mine) == 1 and theirs[mine[0]] == [at] else None
-        if peer is not None:
-            done.add(peer)
-            client, server = sorted((row, rows[peer]), key=serverness) if peer != at else (row, row)
-            links[*end(client, "local"), *end(server, "local"), row["proto"], False] += 1
-        elif serves(row):
-            links[
-                None, row["remote_addr"], row["remote_port"], *end(row, "local"), row["proto"], bool(mine)
-            ] += 1
-        else:
-            links[
-                *end(row, "local"), None, row["remote_addr"], row["remote_port"], row["proto"], bool(mine)
-            ] += 1
-    return links
-
-
-def serves(row: Row) -> bool:
-    unknown: bool = row["direction"] == "unknown"
-    return bool(row["direction"] == "inbound" or (unknown and row["local_port"] < row["remote_port"]))
-
-
-def serverness(row: Row) -> tuple[int, int, int]:
-    return ({"outbound": 0, "unknown": 1, "inbound": 2}[row["direction"]], -row["local_port"], row["order"])
-
-
-def end(row: Row, side: str) -> tuple[Any, ...]:
-    return row["netns"], row[f"{side}_addr"], row[f"{side}_port"]
-
-
-@settings(max_examples=300, deadline=None)
-@given(mirrored_histories(), st.data())
-def test_edges_are_the_mirrored_pairs_of_all_connections(
-    history: list[Snapshot], data: st.DataObject
-) -> None:
+def test_last_owner_that_has_ended_keeps_its_name() -> None:
     store = new_store()
-    rest = history
-    while rest:
-        size = data.draw(st.integers(1, 2))
-        store.apply(rest[:size])
-        rest = rest[size:]
-    rows = [{**row, "order": order} for order, row in enumerate(ask(store, "connections"))]
+    store.apply([snapshot(HOST, connections=[client_row(1)], holdings=[holding(8, 3, 1)],
+                          processes=[process(8, "curl")])])  # fmt: skip
+    store.apply([snapshot(HOST, 2, base=False, connections=[client_row(1, inode=0, state=State.FIN_WAIT1)],
+                          gone_holdings=[holding(8, 3, 1)], gone_processes=[ProcessKey(8, 80)])])  # fmt: skip
 
-    found: Counter[Any] = Counter()
-    for edge in ask(store, "edges"):
-        client, server = edge["client"], edge["server"]
-        port = client["port"] if edge["connections"] == 1 else "several"
-        found[client["netns"], client["addr"], port, server["netns"], server["addr"], server["port"], edge["proto"],
-              edge["ambiguous"]] += edge["connections"]  # fmt: skip
-
-    assert found == merged(expected_links(rows))
-    store.close()
+    (edge,) = ask(store, "edges", where={"comm": "curl"})
+    assert (edge["client"]["pid"], edge["client"]["comm"]) == (8, "curl")
 
 
-def merged(links: Counter[Any]) -> Counter[Any]:
-    """As edges show them: client ports are no part of the grouping."""
-    groups: Counter[Any] = Counter()
-    for link, number in links.items():
-        groups[link[:2] + link[3:]] += number
-    shown: Counter[Any] = Counter()
-    for link in links:
-        total = groups[link[:2] + link[3:]]
-        shown[(*link[:2], link[2] if total == 1 else "several", *link[3:])] = total
-    return shown
+def test_edge_knows_since_when_it_is_although_its_connections_change() -> None:
+    store = new_store()
+
+    def look(generation: int, taken_at_s: float, *rows: Connection) -> None:
+        store.apply([snapshot(HOST, generation, taken_at_s=taken_at_s, connections=rows, processes=[process(8, "curl")],
+                              holdings=[holding(8, row.inode, row.inode) for row in rows])])  # fmt: skip
+
+    look(1, 50.0, client_row(1))
+    look(2, 60.0, client_row(2, 40001))
+    moved = [(row["first_seen"], row["last_seen"]) for row in ask(store, "edges")]
+    look(3, 70.0)
+    none = ask(store, "edges")
+    look(4, 80.0, client_row(3, 40002))
+
+    assert moved == [(1_700_000_050.0, 1_700_000_060.0)]
+    assert none == []
+    assert [(row["first_seen"], row["last_seen"]) for row in ask(store, "edges")] == [
+        (1_700_000_050.0, 1_700_000_080.0)
+    ]
+
+
+def test_edge_that_was_none_for_long_begins_anew() -> None:
+    clock = ManualClock(now_s=100.0)
+    store = Store(":memory:", "epoch-1", "testhost", clock, stale_after_s=15.0)
+    store.apply([snapshot(HOST, connections=[client_row(1)])])
+    store.apply([snapshot(HOST, 2)])
+    clock.advance(601.0)
+    store.tick()
+    store.apply([snapshot(HOST, 3, taken_at_s=701.0, connections=[client_row(2)])])
+
+    assert [row["first_seen"] for row in ask(store, "edges")] == [1_700_000_701.0]
+
+
+def test_edges_come_page_by_page_each_once() -> None:
+    store = new_store()
+    store.apply(
+        [
+            snapshot(
+                HOST,
+                connections=[connection(key, remote=(bytes((10, 1, 0, key)), 443)) for key in range(1, 8)],
+            )
+        ]
+    )
+    request = {"op": "edges", "limit": 3}
+    pages = [answer(store.reader(), request)]
+    while pages[-1]["cursor"]:
+        pages.append(answer(store.reader(), {**request, "cursor": pages[-1]["cursor"]}))
+
+    assert [(len(page["rows"]), page["total"]) for page in pages] == [(3, 7), (3, 7), (1, 7)]
+    assert sorted(row[1]["addr"] for page in pages for row in page["rows"]) == [
+        f"10.1.0.{key}" for key in range(1, 8)
+    ]
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "", "epoch-1~edges~", "epoch-1~edges~5b5d", "epoch-1~edges~7b", "epoch-1~edges~é", "epoch-1~connections~5",
+        "epoch-2~edges~5b5d", "epoch-1~edges~5b5d~5b5d",
+    ],
+)  # fmt: skip
+def test_cursor_that_is_not_one_of_edges_is_refused(cursor: str) -> None:
+    answered = answer(new_store().reader(), {"op": "edges", "cursor": cursor})
+    assert answered["error"]["code"] in ("bad_request", "cursor_expired")
+
+
+def test_edges_of_namespaces_that_nobody_proved_lately_are_left_out() -> None:
+    store = new_store()
+    store.apply([
+        snapshot(HOST, taken_at_s=99.0, connections=[client_row(1), client_row(2, 40001)]),
+        snapshot(BLUE, taken_at_s=90.0, connections=[server_row(3), listener(4, 443)]),
+    ])  # fmt: skip
+
+    assert [ends(row) for row in ask(store, "edges", max_age_s=5)] == [(HOST, None, None, None, 1)]
+    assert len(ask(store, "edges", max_age_s=20)) == 2

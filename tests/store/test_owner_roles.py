@@ -188,18 +188,19 @@ def test_closed_connection_that_nobody_was_known_to_hold_has_no_owner(store: Sto
     assert roles(store, unowned=True) == {"2": (None, [])}
 
 
-def passed(generation: int, walked_at_s: float, **more: Any) -> Any:
-    return snapshot(generation=generation, base=generation == 1, walked_at_s=walked_at_s, **more)
+def passed(generation: int, began_s: float, **more: Any) -> Any:
+    """Of a worker that has read every descriptor since `began_s`."""
+    return snapshot(generation=generation, base=generation == 1, searched_since_s=began_s, **more)
 
 
 def test_socket_that_nobody_holds_is_the_kernels_after_a_pass_that_began_after_it_appeared(
     store: Store,
 ) -> None:
     store.apply([passed(1, 90.0, taken_at_s=100.0, connections=[connection(2, inode=5)])])
-    store.apply([passed(2, 101.0)])
-    assert roles(store) == {"2": (None, [])}  # that pass may have begun before
+    store.apply([passed(2, 99.0, walked_at_s=101.0)])
+    assert roles(store) == {"2": (None, [])}
 
-    commit = store.apply([passed(3, 111.0)])
+    commit = store.apply([passed(3, 101.0, walked_at_s=111.0)])
 
     assert roles(store, unowned=False) == {"2": ("kernel", [])}
     (changed,) = store.delta(HOST, commit.seq).changed
@@ -228,6 +229,19 @@ def test_no_socket_is_the_kernels_while_a_namespace_was_not_walked(store: Store)
     assert roles(store) == {"2": (None, [])}
 
     store.apply([snapshot(BLUE, walked_at_s=100.0)])
+    assert roles(store) == {"2": (None, [])}  # known descriptors were not read again
+
+    store.apply([snapshot(BLUE, 2, base=False, searched_since_s=100.0)])
+    assert roles(store) == {"2": ("kernel", [])}
+
+
+def test_no_socket_is_the_kernels_while_a_namespace_is_left_out(store: Store) -> None:
+    store.set_losses({"namespaces_left_out": 1})
+    store.apply([passed(1, 100.0, connections=[connection(2, inode=5)])])
+    assert roles(store) == {"2": (None, [])}
+
+    store.set_losses({"namespaces_left_out": 0})
+    store.apply([passed(2, 101.0)])
     assert roles(store) == {"2": ("kernel", [])}
 
 
@@ -244,13 +258,25 @@ def test_socket_that_somebody_held_is_never_the_kernels(store: Store) -> None:
 def test_accepted_socket_is_looked_for_anew(store: Store) -> None:
     store.apply([passed(1, 100.0, connections=[waiting(2)])])
     store.apply([passed(2, 110.0)])
-    store.apply([passed(3, 120.0, taken_at_s=119.0, connections=[waiting(2)._replace(inode=5)])])
+    store.apply([passed(3, 118.0, taken_at_s=119.0, connections=[waiting(2)._replace(inode=5)])])
 
     assert roles(store) == {"2": (None, [])}
 
 
 def test_new_life_of_a_worker_proves_nothing_of_the_passes_before(store: Store) -> None:
-    store.apply([passed(1, 90.0, taken_at_s=95.0, connections=[connection(2, inode=5)])])
+    store.apply([passed(1, 94.0, taken_at_s=95.0, connections=[connection(2, inode=5)])])
     store.apply([snapshot(life=2, taken_at_s=99.0, walked_at_s=98.0, connections=[connection(2, inode=5)])])
 
     assert roles(store) == {"2": (None, [])}
+
+
+def test_last_owner_of_a_row_that_goes_is_not_given_to_one_that_comes_with_it(store: Store) -> None:
+    store.apply(
+        [snapshot(connections=[connection(2, inode=5)], processes=[NGINX], holdings=[holding(8, 3, 5)])]
+    )
+
+    arrived = connection(7, inode=0, state=State.TIME_WAIT)
+    store.apply([snapshot(BLUE, connections=[arrived], holdings=[holding(8, 3, 5)]),
+                 snapshot(generation=2, base=False, gone_connections=[2])])  # fmt: skip
+
+    assert roles(store) == {"7": (None, [])}

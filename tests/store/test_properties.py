@@ -82,7 +82,7 @@ def _primary(oldest: bool, held_by: Holders) -> tuple[int, int] | None:
     if not others:
         return None
     start = (min if oldest else max)(start for _, start in others)
-    return min(pid for pid, started in others if started == start), start
+    return (min if oldest else max)(pid for pid, started in others if started == start), start
 
 
 def _ever_held(history: list[Snapshot]) -> set[tuple[int, str, int, int]]:

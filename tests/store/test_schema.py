@@ -22,9 +22,11 @@ def _rows(store: Store, sql: str, params: tuple[Any, ...] = ()) -> list[tuple[An
     ("view", "columns"),
     [
         ("connections", "netns netns_cookie netns_name proto family state local_addr local_port remote_addr remote_port"
-         " device inode cookie uid direction owner_role pid comm container nat seen_at owner_seen_at stale key"),
+         " device inode cookie uid direction owner_role pid comm container nat seen_at owner_seen_at stale key"
+         " bytes_sent bytes_received rtt_us retransmits"),
         ("owners", "netns cookie inode pid start_ticks comm fd owner_netns container"),
-        ("processes", "pid start_ticks comm uid netns container connections"),
+        ("processes", "pid start_ticks comm uid netns container connections sockets bytes_sent bytes_received"
+         " retransmits"),
         ("namespaces", "netns netns_cookie name names processes connections worker_pid state source generation seen_at"
          " age_s stale partial denied"),
         ("edges", "client_netns client_pid client_start_ticks client_comm client_container client_addr client_port"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline import __version__
 from pipeline.clock import ManualClock
 from pipeline.model.connection import State
-from pipeline.model.netns import UsageRow, WorkerRow
+from pipeline.model.netns import BudgetRow, UsageRow, WorkerRow
 from pipeline.model.snapshot import Health
 from pipeline.store import Store
 from tests.sample_state import BLUE, HOST, connection, holding, listener, process, roster_row, snapshot
@@ -36,7 +36,8 @@ def test_status_counts_namespaces_connections_and_losses(store: Store, clock: Ma
     assert status == {
         "ready": False, "epoch": "epoch-1", "seq": 2, "host": "testhost", "version": __version__, "uptime_s": 1.0,
         "namespaces": {"total": 3, "stale": 1, "partial": 2, "denied": 1},
-        "connections": 3, "owned": 1, "unowned": 1, "age_p50_s": 4.0, "age_max_s": 11.0, "workers": [],
+        "connections": 3, "owned": 1, "unowned": 1, "age_p50_s": 4.0, "age_p95_s": 11.0, "age_max_s": 11.0,
+        "owner_age_p50_s": 2.0, "owner_age_max_s": 2.0, "budget": None, "workers": [],
     }  # fmt: skip
 
 
@@ -53,9 +54,11 @@ def test_workers_come_in_the_rosters_order_with_what_they_use(store: Store) -> N
     store.set_workers([
         WorkerRow("supervisor", 100, [], "running", 0, 0.0), WorkerRow("netns", 50, [HOST, BLUE], "walking", 2, 0.25),
     ])  # fmt: skip
-    store.set_usage([UsageRow(50, 1.5, 9000, 3000), UsageRow(999, 9.0, 1, None)])
+    store.set_usage([UsageRow(50, 1.5, 9000, 3000), UsageRow(999, 9.0, 1, None)], BudgetRow(5.0, 2.5))
 
-    (status,) = ask(store, "status", fields=["workers"])
+    (status,) = ask(store, "status", fields=["workers", "budget"])
+
+    assert status["budget"] == {"cpu_percent": 5.0, "used_percent": 2.5}
 
     assert status["workers"] == [
         {"role": "supervisor", "pid": 100, "netns": [], "state": "running", "restarts": 0, "cpu_share": 0.0,

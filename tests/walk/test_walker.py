@@ -393,3 +393,38 @@ def test_a_process_that_ends_a_block_is_known_before_the_pass_rests(tree: FakeRo
     walker, _ = walker_on(tree)
     next(walker.pass_in_blocks({task}, 2))
     assert walker.holdings.holders.keys() == {100, 101}
+
+
+def test_sockets_registered_with_an_io_uring_are_held_by_the_descriptor_of_the_ring(tree: FakeRoot) -> None:
+    task = write_process(Path(tree.path), 10, {3: 1000, 4: 0})
+    folder = Path(tree.path) / "10"
+    (folder / "fd/4").unlink()
+    (folder / "fd/4").symlink_to("anon_inode:[io_uring]")
+    (folder / "fdinfo").mkdir()
+
+    def register(*inodes: int) -> None:
+        lines = [f"    {place}: socket:[{inode}]\n" for place, inode in enumerate(inodes)]
+        (folder / "fdinfo/4").write_text(
+            f"pos:\t0\nUserFiles:\t{len(inodes)}\n{''.join(lines)}UserBufs:\t0\n"
+        )
+
+    walker, _ = walker_on(tree)
+    register(2001, 1000, 4_294_967_295)
+    walker.visit(task)
+    held = [(holding.fd, holding.inode) for holding in walker.holdings.take_change().holdings]
+    assert sorted(held) == [(3, 1000), (4, 1000), (4, 2001), (4, 4_294_967_295)]
+    assert set(walker.holdings.holders) == {1000, 2001, 4_294_967_295}
+
+    register(2002)
+    walker.refresh(task, set())
+    change = walker.holdings.take_change()
+    assert [(holding.fd, holding.inode) for holding in change.holdings] == [(4, 2002)]
+    assert sorted((holding.fd, holding.inode) for holding in change.gone_holdings) == [
+        (4, 1000),
+        (4, 2001),
+        (4, 4_294_967_295),
+    ]
+
+    (folder / "fd/4").unlink()
+    walker.refresh(task, set())
+    assert set(walker.holdings.holders) == {1000}
