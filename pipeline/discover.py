@@ -29,9 +29,11 @@ _log = logging.getLogger(__name__)
 # A task's namespace is read in every scan while it is this young: a new process often changes its namespace
 # (unshare or setns, then exec). Later it takes its turn.
 _YOUNG_S = 3.0
-# A settled process's namespace is read again in every second scan, those of its threads, where they are many, in
-# every tenth: with one scan a second, every 2 s and every 10 s.
+# A settled process's namespace is read again in every second scan, after two minutes in every fifth; those of its
+# threads, where they are many, in every tenth: with one scan a second, every 2 s, 5 s and 10 s.
 _PROCESS_TURNS = 2
+_OLD_S = 120.0
+_OLD_PROCESS_TURNS = 5
 # In how many scans each mount is looked at once, where its folder is as before.
 _MOUNT_TURNS = 4
 _THREAD_TURNS = 10
@@ -103,6 +105,9 @@ class Discovery:
         self._mounts_young_until = 0
         # By inode: what a namespace was made of, itself, and whether it is wanted. Most are the same each time.
         self._made: dict[NetnsInode, _Made] = {}
+        # Those of them that are wanted; the same object while no task and no mount changed.
+        self._wanted: dict[NetnsInode, Netns] = {}
+        self._tasks_changed = True
         # Namespace -> what its processes hold of others: inode -> paths of descriptors. As reported.
         self._held: dict[NetnsInode, dict[NetnsInode, tuple[str, ...]]] = {}
         # Whether pids are ours, as system calls take them; None: not asked yet.
@@ -130,29 +135,42 @@ class Discovery:
         self._turn += 1
         pids = set(list_pids(self._root))
         for pid in self._seen.keys() - pids:
-            del self._seen[pid]
+            self._forget(pid)
         self._denied &= pids
         for pid in sorted(pids):
             if self._is_due(pid, now_s):
                 self._read_process(pid, now_s)
+        mounts_before = self._mounts
+        mounts = self._list_mounts()
+        if self._tasks_changed or mounts != mounts_before:
+            self._tasks_changed = False
+            self._group(mounts)
+        living, wanted = self._made.keys(), self._wanted
+        held = self._list_held(living) if self._held else {}
+        for inode, paths in held.items():
+            only_held = Netns(inode, (), (), frozenset(), paths)
+            if self.is_wanted(only_held):
+                wanted = {**wanted, inode: only_held}
+        self.left_out = len(living) + len(held) - len(wanted) + (not self._sees_all(pids))
+        return wanted
+
+    def _group(self, mounts: Mapping[NetnsInode, list[tuple[str, str]]]) -> None:
+        """Makes namespaces of tasks and mounts."""
         tasks: dict[NetnsInode, set[Task]] = {}
         for pid, seen in self._seen.items():
             tasks.setdefault(seen.netns, set()).add(Task(pid, seen.tid))
             for tid, netns in seen.threads.items():
                 tasks.setdefault(netns, set()).add(Task(pid, tid))
-        mounts = self._list_mounts()
-        living = tasks.keys() | mounts.keys()
         self._made = {
-            inode: self._make(inode, mounts.get(inode, []), tasks.get(inode, set())) for inode in living
+            inode: self._make(inode, mounts.get(inode, []), tasks.get(inode, set()))
+            for inode in tasks.keys() | mounts.keys()
         }
-        wanted = {inode: made.netns for inode, made in self._made.items() if made.is_wanted}
-        held = self._list_held(living) if self._held else {}
-        for inode, paths in held.items():
-            only_held = Netns(inode, (), (), frozenset(), paths)
-            if self.is_wanted(only_held):
-                wanted[inode] = only_held
-        self.left_out = len(living) + len(held) - len(wanted) + (not self._sees_all(pids))
-        return wanted
+        self._wanted = {inode: made.netns for inode, made in self._made.items() if made.is_wanted}
+
+    def _forget(self, pid: int) -> None:
+        """It is nobody's member any more."""
+        if self._seen.pop(pid, None) is not None:
+            self._tasks_changed = True
 
     def _make(self, inode: NetnsInode, mounts: list[tuple[str, str]], tasks: set[Task]) -> _Made:
         before = self._made.get(inode)
@@ -186,7 +204,8 @@ class Discovery:
         seen = self._seen.get(pid)
         if seen is None or now_s - seen.first_seen_s < _YOUNG_S:
             return True
-        return (pid + self._turn) % _PROCESS_TURNS == 0
+        turns = _PROCESS_TURNS if now_s - seen.first_seen_s < _OLD_S else _OLD_PROCESS_TURNS
+        return (pid + self._turn) % turns == 0
 
     def _read_process(self, pid: int, now_s: float) -> None:
         try:
@@ -194,16 +213,20 @@ class Discovery:
             seen = self._seen.get(pid)
             if seen is None:
                 seen = self._seen[pid] = _Seen(netns, now_s, tid, threads_changed_s=now_s)
+                self._tasks_changed = True
             elif seen.netns != netns:
                 seen.netns, seen.first_seen_s = netns, now_s
-            seen.tid = tid
+                self._tasks_changed = True
+            if seen.tid != tid:
+                seen.tid = tid
+                self._tasks_changed = True
             self._read_threads(pid, seen, now_s)
             self._denied.discard(pid)
         except Vanished:
             # Also a zombie, which has left its namespaces: nobody's member any more.
-            self._seen.pop(pid, None)
+            self._forget(pid)
         except (Denied, Malformed):
-            self._seen.pop(pid, None)
+            self._forget(pid)
             self._denied.add(pid)
 
     def _stand_in(self, pid: int) -> tuple[int, NetnsInode]:
@@ -243,7 +266,9 @@ class Discovery:
                 continue  # ended between listing and reading; the next scan sees another count
             if netns != seen.netns or self._has_own_files(tid, seen, young or in_turn):
                 threads[tid] = netns
-        seen.threads = threads
+        if seen.threads != threads:
+            seen.threads = threads
+            self._tasks_changed = True
 
     def _has_own_files(self, tid: int, seen: _Seen, ask: bool) -> bool:
         """Whether a thread has descriptors of its own; without `ask`, as far as is known."""
@@ -312,6 +337,8 @@ class Discovery:
 
 def diff(before: Mapping[NetnsInode, Netns], after: Mapping[NetnsInode, Netns]) -> Changes:
     """What changed from one scan to the next. Pure."""
+    if before is after:
+        return Changes([], [], {}, [])
     members: dict[NetnsInode, Membership] = {}
     for inode, netns in after.items():
         old = before[inode].tasks if inode in before else frozenset()

@@ -133,9 +133,10 @@ def _probe_conntrack(own_root: ProcRoot) -> list[Feature]:
         with open_conntrack() as sock:
             flows = Feature("conntrack", "yes", f"{count_entries(sock)} entries in our own namespace", "")
     except SockscopeError as error:
+        why = f"{error}; {error.capability} is missing" if isinstance(error, Denied) else str(error)
         return [
-            Feature("conntrack", "no", str(error), unresolved),
-            Feature("conntrack_events", "unknown", str(error), asked),
+            Feature("conntrack", "no", why, unresolved),
+            Feature("conntrack_events", "unknown", why, asked),
         ]
     try:
         FlowEvents().close()

@@ -37,9 +37,9 @@ class FakeRoot(ProcRoot):
     def is_live(self) -> bool:
         return self.live
 
-    def read(self, rel: str) -> bytes:
+    def read(self, rel: str, *, in_one: bool = False) -> bytes:
         self._check(rel)
-        return super().read(rel)
+        return super().read(rel, in_one=in_one)
 
     def list(self, rel: str) -> list[str]:
         self._check(rel)

@@ -18,6 +18,10 @@ import pytest
 
 T = TypeVar("T")
 
+# No wait ends earlier: other loads of the machine may take it from us for seconds, and a wait that succeeds takes no
+# longer for it.
+PATIENCE_S = 60.0
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: makes network namespaces")
 
 
@@ -41,7 +45,7 @@ class LiveNetns:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # cat ends at the end of its input.
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=PATIENCE_S)
 
     def run(self, *command: str) -> str:
         """What `command` prints when run inside."""
@@ -50,7 +54,7 @@ class LiveNetns:
             check=True,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=PATIENCE_S,
         )
         return done.stdout
 
@@ -104,9 +108,9 @@ def in_child(function: Callable[[], T]) -> T:
     return value
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
-    """Returns as soon as `condition` holds; fails the test when it does not in time."""
-    deadline_s = time.monotonic() + timeout_s
+def wait_until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
+    """Returns as soon as `condition` holds; fails the test when it does not in time, PATIENCE_S at the least."""
+    deadline_s = time.monotonic() + max(timeout_s, PATIENCE_S)
     while not condition():
         assert time.monotonic() < deadline_s, "still not so"
         time.sleep(0.01)

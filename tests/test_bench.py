@@ -27,6 +27,9 @@ CASES = [
     "conntrack",
     "ebpf-pass",
     "ebpf-events",
+    "ebpf-background",
+    "ebpf-freshness",
+    "recall",
 ]
 
 

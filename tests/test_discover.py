@@ -77,6 +77,31 @@ def test_a_process_that_moves_is_a_member_of_its_new_namespace_only(tree: FakeRo
     )
 
 
+def test_a_scan_that_finds_nothing_new_gives_what_the_one_before_gave(tree: FakeRoot) -> None:
+    for pid in range(1, 30):
+        write_task(tree, pid, HOST)
+    discovery = Discovery(tree, ())
+    first = discovery.scan(0.0)
+    assert discovery.scan(1.0) is first
+    write_task(tree, 30, OTHER)
+    assert discovery.scan(2.0).keys() == {HOST, OTHER}
+
+
+def test_every_process_of_many_is_read_again_within_five_scans_when_it_is_two_minutes_old(
+    tree: FakeRoot,
+) -> None:
+    for pid in range(1, 100):
+        write_task(tree, pid, HOST)
+    discovery = Discovery(tree, ())
+    discovery.scan(0.0)
+    moved = range(1, 100, 11)
+    for pid in moved:
+        write_task(tree, pid, OTHER)
+    for number in range(4):
+        discovery.scan(121.0 + number)
+    assert discovery.scan(125.0)[OTHER].tasks == {Task(pid, pid) for pid in moved}
+
+
 def test_every_settled_process_of_many_is_read_again_within_two_scans(tree: FakeRoot) -> None:
     for pid in range(1, 1100):
         write_task(tree, pid, HOST)
@@ -278,7 +303,7 @@ def test_a_thread_is_a_task_beside_its_leader_only_with_descriptors_of_its_own(o
                 # Every scan, whether it compares or remembers.
                 assert discovery.scan(scan * 10.0)[NetnsInode(live.inode)].tasks == expected
         finally:
-            process.communicate(timeout=10)
+            process.communicate(timeout=60)
 
 
 @needs_root

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.clock import ManualClock
-from pipeline.gate import Counters, Gate, GateSettings, Verdict, read_counters
+from pipeline.gate import CounterReader, Counters, Gate, GateSettings, Verdict, read_counters
 from pipeline.model.process import Task
 from pipeline.procfs.snmp import SnmpTcp
 from tests.fake_root import TREES, FakeRoot
@@ -21,7 +21,7 @@ def looks_until(gate: Gate, clock: ManualClock, end_s: float, counters: Counters
     looks = []
     while clock.now_s < end_s:
         for netns in gate.due(clock.now_s):
-            if gate.check(netns, counters, clock.now_s) is Verdict.LOOK:
+            if gate.check(netns, counters, clock.now_s) in (Verdict.LOOK, Verdict.REFRESH):
                 looks.append(clock.now_s)
         clock.advance(0.25)
     return looks
@@ -133,6 +133,28 @@ def test_a_namespace_is_checked_each_second_for_a_minute_after_a_change_and_then
     assert checks == [float(second) for second in range(60)] + [60.0, 65.0, 70.0, 75.0, 80.0, 85.0]
 
 
+def test_a_namespace_that_was_there_at_the_start_is_quiet_after_five_seconds() -> None:
+    gate, clock = Gate(GateSettings()), ManualClock(1000.0)
+    gate.add(NETNS, clock.now_s, is_settled=True)
+    checks = []
+    while clock.now_s < 1020.0:
+        for netns in gate.due(clock.now_s):
+            checks.append(clock.now_s - 1000.0)
+            gate.check(netns, STILL, clock.now_s)
+        clock.advance(0.25)
+    assert checks == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 15.0]
+    assert gate.check(NETNS, STILL, clock.now_s) is Verdict.UNCHANGED
+    moved = STILL._replace(tcp_inuse=7)
+    assert gate.check(NETNS, moved, clock.now_s) is Verdict.LOOK
+    assert gate.busy(clock.now_s + 59.0) == {NETNS}
+
+
+def test_a_look_that_is_due_although_nothing_changed_leaves_the_proof_as_it_is() -> None:
+    gate, clock = after_a_quiet_minute(STILL)
+    looks_until(gate, clock, 1110.0, STILL)
+    assert gate.check(NETNS, STILL, clock.now_s) is Verdict.REFRESH
+
+
 def test_a_change_in_a_quiet_namespace_makes_it_busy_again() -> None:
     gate, clock = new_gate()
     looks_until(gate, clock, 1200.0, EMPTY)
@@ -215,6 +237,33 @@ def test_counters_are_read_through_the_first_member_that_is_alive() -> None:
 
 def test_counters_of_a_kernel_without_ipv6_are_read() -> None:
     assert read_counters(FakeRoot(f"{TREES}/two_namespaces"), [Task(72, 72)]) is not None
+
+
+def test_the_counters_of_ipv6_are_read_again_when_the_number_of_sockets_changed_or_at_the_sixth_check() -> (
+    None
+):
+    root, reader, tasks = FakeRoot(f"{TREES}/two_namespaces"), CounterReader(), [Task(71, 71)]
+    read: list[str] = []
+    root.on_access = read.append
+
+    def checks(netns: int, count: int) -> list[int]:
+        read.clear()
+        numbers: list[int] = []
+        for number in range(count):
+            assert reader.read(netns, root, tasks) == read_counters(FakeRoot(root.path), tasks)
+            numbers += [number] * (read.count("71/net/sockstat6") > len(numbers))
+        return numbers
+
+    assert checks(NETNS, 13) == [0, 6, 12]
+    assert checks(NETNS, 1) == []
+    assert checks(NETNS + 1, 1) == [0]
+    tasks = [Task(72, 72)]
+    assert reader.read(NETNS, root, tasks) == read_counters(
+        root, tasks
+    )  # which has another number of sockets
+    reader.forget(NETNS + 1)
+    tasks = [Task(71, 71)]
+    assert checks(NETNS + 1, 1) == [0]
 
 
 def test_counters_that_nobody_shows_are_none() -> None:

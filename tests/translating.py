@@ -200,7 +200,7 @@ def program(live: LiveNetns, code: str, *arguments: str) -> Iterator[subprocess.
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
-        process.communicate(timeout=30)
+        process.communicate(timeout=60)
 
 
 def listed(live: LiveNetns) -> set[Seen]:

@@ -26,7 +26,7 @@ from tests.e2e.host import (
     seconds_until,
 )
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 
 
 class Watched(NamedTuple):
@@ -112,7 +112,10 @@ class Lines:
         """Its exit code and what it said on stderr."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        self._reader.join()
+        self._reader.join(DEADLINE_S)
+        if self._reader.is_alive():
+            self.process.kill()
+            self._reader.join()
         assert self.process.stdout is not None and self.process.stderr is not None
         with self.process.stdout, self.process.stderr:
             said = self.process.stderr.read()

@@ -11,7 +11,8 @@ import click
 
 from pipeline.cli.entry import EXIT_NO_MATCH
 from pipeline.cli.options import flags_of
-from pipeline.cli.render import Listing, Output, emit
+from pipeline.cli.render import Listing, emit
+from pipeline.cli.wanted import Wanted
 
 if TYPE_CHECKING:
     from pipeline.client import Client
@@ -33,17 +34,6 @@ class Answered(NamedTuple):
     seq: int = 0
     truncated: bool = False
     denied: int = 0
-
-
-class Wanted(NamedTuple):
-    """What the row options ask for."""
-
-    only_count: bool
-    exit_code: bool
-
-    def exit_with(self, answered: Answered) -> int:
-        """The exit code after an answer that was printed."""
-        return EXIT_NO_MATCH if self.exit_code and answered.total == 0 else 0
 
 
 def end_before_collecting() -> None:
@@ -90,19 +80,24 @@ def read(client: Client, op: str, keys: Mapping[str, Any]) -> Answered:
     )
 
 
-def print_answer(answered: Answered, shown: Listing, output: Output, wanted: Wanted) -> int:
+def exit_with(answered: Answered, wanted: Wanted) -> int:
+    """The exit code after an answer that was printed."""
+    return EXIT_NO_MATCH if wanted.exit_code and answered.total == 0 else 0
+
+
+def print_answer(answered: Answered, shown: Listing, wanted: Wanted) -> int:
     """Print `shown`, or only the count. Returns: the exit code."""
-    if wanted.only_count:
+    if wanted.count:
         click.echo(answered.total)
     else:
-        emit(shown, output)
+        emit(shown, wanted.output)
         if answered.truncated:
             click.echo(
                 "sockscope: there are more rows than an answer may have: these are the first", err=True
             )
-        if output.format == "table":
+        if wanted.output.format == "table":
             note_limits(answered, len(shown.rows))
-    return wanted.exit_with(answered)
+    return exit_with(answered, wanted)
 
 
 def note_limits(answered: Answered, shown: int) -> None:

@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 
 import click
 
-from pipeline.cli.answers import Answered, Wanted, ask, note_limits, print_answer
+from pipeline.cli.answers import Answered, ask, exit_with, note_limits, print_answer
 from pipeline.cli.explain import emit_explained
 from pipeline.cli.filters import CONNECTION_FILTERS, filter_options, where_of
 from pipeline.cli.groups import BY_PROCESS, groups_of
-from pipeline.cli.options import output_options, row_options, runtime_dir_option, split_names
+from pipeline.cli.options import runtime_dir_option, split_names
 from pipeline.cli.render import Listing, Output, endpoint
+from pipeline.cli.wanted import Wanted, row_options
 from pipeline.cli.watch import watch as follow
 
 # What the default table is made of: asked for instead of all columns, since a table shows no more.
@@ -33,7 +34,7 @@ _TABLE_COLUMNS = ("netns", "proto", "state", "local", "remote", "direction", "ow
 
 @click.command()
 @filter_options(*CONNECTION_FILTERS)
-@row_options
+@row_options()
 @click.option(
     "--closed", is_flag=True, help="Those that ended a moment ago instead, with who owned them last."
 )
@@ -52,14 +53,9 @@ _TABLE_COLUMNS = ("netns", "proto", "state", "local", "remote", "direction", "ow
     help="Only the N largest groups; without --group-by, of one process each.",
 )
 @click.option("--explain", is_flag=True, help="Say of each (100 unless --limit) why this owner, or why none.")
-@output_options
 @runtime_dir_option
 def connections(
-    output: Output,
-    fields: tuple[str, ...],
-    limit: int | None,
-    count: bool,
-    exit_code: bool,
+    wanted: Wanted,
     closed: bool,
     watch: bool,
     group_by: tuple[str, ...],
@@ -73,27 +69,26 @@ def connections(
     With --watch, a terminal is redrawn in place. Elsewhere each change prints a block: the table and an empty line,
     with --format json an array on a line, with jsonl an object with epoch, seq, total and rows.
     """
-    wanted = Wanted(count, exit_code)
     _check_together({
-        "--watch": watch, "--closed": closed, "--explain": explain, "--count": count, "--fields": fields,
-        "--group-by or --top": group_by or top, "--exit-code": exit_code,
+        "--watch": watch, "--closed": closed, "--explain": explain, "--count": wanted.count,
+        "--fields": wanted.fields, "--group-by or --top": group_by or top, "--exit-code": wanted.exit_code,
     })  # fmt: skip
+    where = where_of(given)
     if explain:
-        return _explain(
-            runtime_dir, {"where": where_of(given), "fields": fields, "limit": limit}, output, wanted
-        )
-    groups = groups_of(group_by or BY_PROCESS, top or limit) if group_by or top else None
-    view = View(output, groups.fields if groups else fields, count and groups is None, closed)
+        return _explain(runtime_dir, where, wanted)
+    groups = groups_of(group_by or BY_PROCESS, top or wanted.limit) if group_by or top else None
+    fields = groups.fields if groups else wanted.fields
+    view = View(wanted.output, fields, wanted.count and groups is None, closed)
     # Groups are made of all rows; a limit is one of theirs.
-    asked_limit = 0 if view.only_count else None if groups else limit
-    keys = {"where": where_of(given), "fields": view.asked(), "limit": asked_limit}
+    limit = 0 if view.only_count else None if groups else wanted.limit
+    keys = {"where": where, "fields": view.asked(), "limit": limit}
     if closed:
         keys["closed"] = True
     shaped = groups.shown if groups else view.shown_answer
     if watch:
-        return follow(runtime_dir, keys, shaped, output)
+        return follow(runtime_dir, keys, shaped, wanted.output)
     answered = shaped(ask(runtime_dir, "connections", keys))
-    return print_answer(answered, answered.listing, output, wanted)
+    return print_answer(answered, answered.listing, wanted)
 
 
 # Each pair that makes no sense together.
@@ -110,13 +105,14 @@ def _check_together(given: Mapping[str, object]) -> None:
             raise click.UsageError(f"{one} and {other} exclude each other.")
 
 
-def _explain(runtime_dir: str | None, keys: dict[str, Any], output: Output, wanted: Wanted) -> int:
+def _explain(runtime_dir: str | None, where: dict[str, Any], wanted: Wanted) -> int:
+    keys = {"where": where, "fields": wanted.fields, "limit": wanted.limit}
     answered = ask(runtime_dir, "explain", keys)
-    if output.format == "table" and not keys["fields"]:
+    if wanted.output.format == "table" and not wanted.fields:
         emit_explained(answered.listing)
         note_limits(answered, len(answered.listing.rows))
-        return wanted.exit_with(answered)
-    return print_answer(answered, answered.listing, output, wanted)
+        return exit_with(answered, wanted)
+    return print_answer(answered, answered.listing, wanted)
 
 
 class View(NamedTuple):
@@ -147,21 +143,10 @@ class View(NamedTuple):
 def closed_view(listing: Listing) -> Listing:
     """Rows of CLOSED_FIELDS as a person reads them, the latest last."""
     rows = []
-    for (
-        netns,
-        name,
-        proto,
-        local,
-        local_port,
-        remote,
-        remote_port,
-        direction,
-        pid,
-        comm,
-        *rest,
-    ) in listing.rows:
+    for row in listing.rows:
+        netns, name, proto, local, local_port, remote, remote_port, direction, pid, comm, *rest = row
         duration_s, sent, received = rest
-        owner = None if pid is None else f"{comm or '?'}/{pid}"
+        owner = None if pid is None else f"{pid}/{comm or '?'}"
         lasted = None if duration_s is None else round(duration_s, 3)
         ends = (endpoint(local, local_port), endpoint(remote, remote_port))
         rows.append((name or netns, proto, *ends, direction, owner, lasted, sent, received))

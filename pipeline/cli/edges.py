@@ -7,11 +7,12 @@ from typing import Any
 
 import click
 
-from pipeline.cli.answers import Answered, Wanted, ask, print_answer
+from pipeline.cli.answers import Answered, ask, exit_with, print_answer
 from pipeline.cli.dot import dot
 from pipeline.cli.filters import EDGE_FILTERS, filter_options, where_of
-from pipeline.cli.options import output_options_with, row_options, runtime_dir_option
-from pipeline.cli.render import Listing, Output, cell_text, endpoint, write
+from pipeline.cli.options import runtime_dir_option
+from pipeline.cli.render import Listing, cell_text, endpoint, write
+from pipeline.cli.wanted import Wanted, row_options
 
 _TABLE_COLUMNS = ("proto", "client_netns", "client", "from", "server_netns", "server", "to", "connections")
 _SIDES = ("client", "server")
@@ -20,25 +21,15 @@ _DOT = "dot"
 
 @click.command()
 @filter_options(*EDGE_FILTERS)
-@row_options
+@row_options({_DOT: "a graph for Graphviz"})
 @click.option(
     "--group-by",
     "group_by",
     type=click.Choice(["container", "netns"]),
     help="One row for each pair of containers, or of network namespaces, the most connections first.",
 )
-@output_options_with({_DOT: "a graph for Graphviz"})
 @runtime_dir_option
-def edges(
-    output: Output,
-    fields: tuple[str, ...],
-    limit: int | None,
-    count: bool,
-    exit_code: bool,
-    group_by: str | None,
-    runtime_dir: str | None,
-    **given: Any,
-) -> int:
+def edges(wanted: Wanted, group_by: str | None, runtime_dir: str | None, **given: Any) -> int:
     """Print which process talks to which, both ends joined, from the running pipeline.
 
     A dash stands for what is outside this host or not known, a question mark where several could be the other end.
@@ -46,27 +37,26 @@ def edges(
     comes after the one that it got. With --format dot it is a graph for Graphviz: sockscope edges --format dot | dot
     -Tsvg.
     """
-    _check_together(output, fields, count, group_by)
-    asked_limit = 0 if count and not group_by else None if group_by else limit
-    answered = ask(runtime_dir, "edges", {"where": where_of(given), "fields": fields, "limit": asked_limit})
-    wanted = Wanted(count, exit_code)
-    if output.format == _DOT:
+    _check_together(wanted, group_by)
+    limit = None if group_by else 0 if wanted.count else wanted.limit
+    answered = ask(runtime_dir, "edges", {"where": where_of(given), "fields": wanted.fields, "limit": limit})
+    if wanted.output.format == _DOT:
         write(dot(_maps(answered), _names(answered)))
-        return wanted.exit_with(answered)
+        return exit_with(answered, wanted)
     if group_by:
-        answered = _grouped(answered, group_by, limit)
-        return print_answer(answered, answered.listing, output, wanted)
-    as_people_read = output.format == "table" and not fields and not count
+        answered = _grouped(answered, group_by, wanted.limit)
+        return print_answer(answered, answered.listing, wanted)
+    as_people_read = wanted.output.format == "table" and not wanted.fields and not wanted.count
     shown = _table_view(answered) if as_people_read else answered.listing
-    return print_answer(answered, shown, output, wanted)
+    return print_answer(answered, shown, wanted)
 
 
-def _check_together(output: Output, fields: tuple[str, ...], count: bool, group_by: str | None) -> None:
+def _check_together(wanted: Wanted, group_by: str | None) -> None:
     chosen = {
-        "--format dot": output.format == _DOT,
+        "--format dot": wanted.output.format == _DOT,
         "--group-by": group_by,
-        "--fields": fields,
-        "--count": count,
+        "--fields": wanted.fields,
+        "--count": wanted.count,
     }
     for one, other in (("--format dot", "--group-by"), ("--format dot", "--fields"), ("--format dot", "--count"),
                        ("--group-by", "--fields")):  # fmt: skip

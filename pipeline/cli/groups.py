@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 from pipeline.cli.answers import Answered
 from pipeline.cli.render import Listing
@@ -22,10 +24,11 @@ class Groups(NamedTuple):
 
     def shown(self, answered: Answered) -> Answered:
         """One row for each combination of values, with its count; `total` is the number of groups."""
-        sizes = Counter(tuple(row) for row in answered.listing.rows)
+        found = answered.listing.rows
+        sizes = Counter(_keys(found) if "nat" in self.fields else map(tuple, found))
         # Ties in an order that does not change from one look to the next.
         ordered = sorted(sizes.items(), key=lambda item: (-item[1], [_rank(value) for value in item[0]]))
-        rows = [(*group, size) for group, size in ordered[: self.most]]
+        rows = [(*map(_shown, group), size) for group, size in ordered[: self.most]]
         return answered._replace(listing=Listing((*self.fields, COUNT), rows), total=len(sizes))
 
 
@@ -36,6 +39,20 @@ def groups_of(fields: tuple[str, ...], most: int | None) -> Groups:
             "cannot group by owners, which is a list", hint="pid, comm or container: the first owner's"
         )
     return Groups(fields, most)
+
+
+class _Map(str):
+    """A map as JSON: what can be counted."""
+
+
+def _keys(rows: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, ...]]:
+    """Rows with what is a map in them, `nat`, in a form that can be counted."""
+    for row in rows:
+        yield tuple(_Map(json.dumps(value)) if isinstance(value, dict) else value for value in row)
+
+
+def _shown(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, _Map) else value
 
 
 def _rank(value: object) -> tuple[bool, float, str]:

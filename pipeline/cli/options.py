@@ -40,18 +40,6 @@ def _output_options(verb: Verb, more: Mapping[str, str]) -> Verb:
     )  # fmt: skip
 
 
-def row_options(verb: Verb) -> Verb:
-    """--limit, --count, --exit-code, for verbs that print what matches."""
-    return _all(
-        verb,
-        click.option(
-            "--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows; all by default."
-        ),
-        click.option("--count", is_flag=True, help="Print only how many match."),
-        click.option("--exit-code", is_flag=True, help="Exit with 3 if nothing matches."),
-    )
-
-
 def runtime_dir_option(verb: Verb) -> Verb:
     """--runtime-dir as an absolute path, or None where it is not given."""
     return click.option(

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.answers import Answered, Wanted, end_before_collecting, print_answer
+from pipeline.cli.answers import Answered, end_before_collecting, print_answer
 from pipeline.cli.connections import View
 from pipeline.cli.filters import CONNECTION_FILTERS, filter_options, where_of
 from pipeline.cli.options import (
@@ -17,10 +17,9 @@ from pipeline.cli.options import (
     ebpf_option,
     flags_of,
     only_netns_option,
-    output_options,
-    row_options,
 )
-from pipeline.cli.render import Listing, Output
+from pipeline.cli.render import Listing
+from pipeline.cli.wanted import Wanted, row_options
 from pipeline.config import Config, Loaded, load
 from pipeline.errors import Denied, Refused
 from pipeline.model.printable import printable
@@ -30,18 +29,13 @@ from pipeline.model.printable import printable
 # --netns limits the walk itself, and may be repeated like any filter.
 @filter_options(*(name for name in CONNECTION_FILTERS if name != "netns"))
 @only_netns_option
-@row_options
-@output_options
+@row_options()
 @config_options
 @ebpf_option
 @click.option("--strict", is_flag=True, help="Exit with 4 where not every process may be read.")
 def snapshot(
     only_netns: tuple[str, ...],
-    output: Output,
-    fields: tuple[str, ...],
-    limit: int | None,
-    count: bool,
-    exit_code: bool,
+    wanted: Wanted,
     config_path: str | None,
     proc_root: str | None,
     log_level: str | None,
@@ -56,18 +50,18 @@ def snapshot(
     loaded = load(config_path, os.environ, flags_of(None, proc_root, log_level, ebpf))
     check_proc_root(loaded.config.agent.proc_root)
     _start_log(loaded)
-    view = View(output, fields, count)
+    view = View(wanted.output, wanted.fields, wanted.count)
     request: dict[str, Any] = {"op": "connections", "where": where_of(given)}
     if view.asked():
         request["fields"] = list(view.asked())
-    if count or limit is not None:
-        request["limit"] = 0 if count else limit
+    if wanted.count or wanted.limit is not None:
+        request["limit"] = 0 if wanted.count else wanted.limit
     # What eBPF tells needs other rights than reading processes: whether it did is known afterwards.
     missing = _missing_rights(strict and loaded.config.ebpf.mode == "off")
     answered, denied, by_kernel = _take(loaded.config, only_netns, request)
     if not by_kernel:
         _report_denied(denied, missing, strict)
-    return print_answer(answered, view.shown(answered.listing), output, Wanted(count, exit_code))
+    return print_answer(answered, view.shown(answered.listing), wanted)
 
 
 def _start_log(loaded: Loaded) -> None:
@@ -113,7 +107,7 @@ def _take(
         click.echo(f"sockscope: no namespace is called {printable(' or '.join(only_netns))}", err=True)
     denied = taken.denied + sum(look.denied for look in taken.looks)
     join = taken.join()
-    if (joined := query.answer_joined(join, request)) is not None:
+    if not taken.flows and (joined := query.answer_joined(join, request)) is not None:
         namespaces = [
             {"netns": one.netns, "stale": one.stale, "partial": one.denied > 0 or one.walked_at_s is None}
             for one in join.seen

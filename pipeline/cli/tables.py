@@ -2,54 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import click
 
-from pipeline.cli.answers import Wanted, ask, print_answer
+from pipeline.cli.answers import ask, print_answer
 from pipeline.cli.entry import EXIT_FAILED
 from pipeline.cli.filters import NAMESPACE_FILTERS, PROCESS_FILTERS, filter_options, where_of
-from pipeline.cli.options import output_options, row_options, runtime_dir_option
+from pipeline.cli.options import output_options, runtime_dir_option
 from pipeline.cli.render import Listing, Output, emit
 from pipeline.cli.top import TOP_BY, Top
+from pipeline.cli.wanted import Wanted, row_options
 
 _NAMESPACE_TABLE = (
     "netns", "name", "processes", "connections", "source", "state", "age_s", "stale", "partial", "denied",
 )  # fmt: skip
 
 
-class _Asking(NamedTuple):
-    runtime_dir: str | None
-    op: str
-    where: dict[str, Any]
-    fields: Sequence[str]
-    limit: int | None
-
-
 @click.command()
 @filter_options(*NAMESPACE_FILTERS)
-@row_options
-@output_options
+@row_options()
 @runtime_dir_option
-def namespaces(
-    output: Output,
-    fields: tuple[str, ...],
-    limit: int | None,
-    count: bool,
-    exit_code: bool,
-    runtime_dir: str | None,
-    **given: Any,
-) -> int:
+def namespaces(wanted: Wanted, runtime_dir: str | None, **given: Any) -> int:
     """Print the network namespaces and how fresh each is, from the running pipeline."""
-    asked = fields or (_NAMESPACE_TABLE if output.format == "table" else ())
-    asking = _Asking(runtime_dir, "namespaces", where_of(given), asked, limit)
-    return _print(asking, output, Wanted(count, exit_code))
+    asked = wanted.fields or (_NAMESPACE_TABLE if wanted.output.format == "table" else ())
+    return _print(runtime_dir, "namespaces", where_of(given), replace(wanted, fields=asked))
 
 
 @click.command()
 @filter_options(*PROCESS_FILTERS)
-@row_options
+@row_options()
 @click.option("--top", type=click.IntRange(min=1), metavar="N", help="Only the N with the most.")
 @click.option(
     "--by",
@@ -57,29 +41,17 @@ def namespaces(
     default="connections",
     help="The most of what, for --top; bytes need tables.tcp_info.",
 )
-@output_options
 @runtime_dir_option
-def processes(
-    output: Output,
-    fields: tuple[str, ...],
-    limit: int | None,
-    count: bool,
-    exit_code: bool,
-    top: int | None,
-    by: str,
-    runtime_dir: str | None,
-    **given: Any,
-) -> int:
+def processes(wanted: Wanted, top: int | None, by: str, runtime_dir: str | None, **given: Any) -> int:
     """Print the processes that hold sockets, from the running pipeline."""
     if top is not None:
-        if limit is not None or count:
+        if wanted.limit is not None or wanted.count:
             raise click.UsageError("--top excludes --limit and --count.")
-        ranking = Top(by, top, fields)
+        ranking = Top(by, top, wanted.fields)
         answered = ask(runtime_dir, "processes", {"where": where_of(given), "fields": ranking.asked})
         shown = ranking.shown(answered.listing)
-        return print_answer(answered._replace(total=len(shown.rows)), shown, output, Wanted(count, exit_code))
-    asking = _Asking(runtime_dir, "processes", where_of(given), fields, limit)
-    return _print(asking, output, Wanted(count, exit_code))
+        return print_answer(answered._replace(total=len(shown.rows)), shown, wanted)
+    return _print(runtime_dir, "processes", where_of(given), wanted)
 
 
 @click.command()
@@ -102,12 +74,10 @@ def status(output: Output, fields: tuple[str, ...], runtime_dir: str | None) -> 
     return 0 if ready else EXIT_FAILED
 
 
-def _print(asking: _Asking, output: Output, wanted: Wanted) -> int:
-    if wanted.only_count:
-        asking = asking._replace(fields=(), limit=0)
-    keys = {"where": asking.where, "fields": asking.fields, "limit": asking.limit}
-    answered = ask(asking.runtime_dir, asking.op, keys)
-    return print_answer(answered, answered.listing, output, wanted)
+def _print(runtime_dir: str | None, op: str, where: dict[str, Any], wanted: Wanted) -> int:
+    asked = {"limit": 0} if wanted.count else {"fields": wanted.fields, "limit": wanted.limit}
+    answered = ask(runtime_dir, op, {"where": where, **asked})
+    return print_answer(answered, answered.listing, wanted)
 
 
 def _emit_status(state: Mapping[str, Any], output: Output) -> None:

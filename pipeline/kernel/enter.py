@@ -12,6 +12,8 @@ import os
 import re
 import socket
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from pipeline.errors import Denied, SockscopeError, Unsupported, Vanished
 from pipeline.kernel.libc import CLONE_NEWNET, pidfd_getfd, setns
@@ -153,6 +155,28 @@ class inside:  # in lower case: it reads as a statement
             setns(self._home_fd, CLONE_NEWNET)
         except (SockscopeError, OSError):
             os._exit(EXIT_STRANDED)
+
+
+@contextmanager
+def way_into(ways: Iterable[str], inode: int) -> Iterator[int | None]:
+    """Context: an fd of the namespace by the first of the paths that leads to it; None for our own, which needs no
+    entering. Raises: Vanished, Denied, as the last way did."""
+    if inode == home_inode():
+        yield None
+        return
+    error: SockscopeError = Vanished(f"no way into namespace {inode}")
+    for way in ways:
+        try:
+            netns_fd = open_netns(way, inode)
+            break
+        except (Vanished, Denied) as reason:
+            error = reason
+    else:
+        raise error
+    try:
+        yield netns_fd
+    finally:
+        os.close(netns_fd)
 
 
 def home_inode() -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import Malformed
 from pipeline.model.flow import Flow
+from pipeline.model.wire import check_counts, check_keys, check_rows, read_scalars
 
 FLOW_SNAPSHOT_VERSION = 1
 FLOW_ROLE = "conntrack"
@@ -81,7 +82,6 @@ _SCALAR_TYPES: dict[str, tuple[type, ...]] = {
     "role": (str,), "netns": (int,), "cookie": (int, type(None)), "life": (int,), "generation": (int,),
     "base": (bool,), "taken_at_s": (float, int),
 }  # fmt: skip
-_FLOW_WIDTH = len(Flow._fields)
 
 
 def flows_from_wire(wire: dict[str, Any]) -> FlowSnapshot:
@@ -91,16 +91,13 @@ def flows_from_wire(wire: dict[str, Any]) -> FlowSnapshot:
             f"flow snapshot version {wire.get('v')!r} of role {wire.get('role')!r}, this program reads "
             f"{FLOW_SNAPSHOT_VERSION} of {FLOW_ROLE}"
         )
-    values: dict[str, Any] = {}
     try:
-        for name, types in _SCALAR_TYPES.items():
-            if not isinstance(wire[name], types):
-                raise Malformed(f"flow snapshot field {name} is a {type(wire[name]).__name__}")
-            values[name] = wire[name]
+        values = read_scalars(wire, _SCALAR_TYPES)
         values["flows"] = [tuple(row) for row in wire["flows"]]
-        if any(len(row) != _FLOW_WIDTH for row in values["flows"]):
-            raise Malformed(f"flow snapshot has a flow that is not {_FLOW_WIDTH} wide")
+        check_rows("flows", Flow, values["flows"])
         values["gone_flows"] = list(wire["gone_flows"])
+        check_keys("gone_flows", values["gone_flows"], (bytes,))
+        check_counts(wire["health"])
         values["health"] = FlowHealth(*wire["health"])
     except (KeyError, TypeError) as error:
         raise Malformed(f"flow snapshot field missing or of a wrong type: {error}") from None

@@ -12,6 +12,7 @@ from pipeline.model.connection import Connection, SocketKey
 from pipeline.model.container import Container
 from pipeline.model.process import Holding, Process, ProcessKey
 from pipeline.model.traffic import Traffic
+from pipeline.model.wire import check_counts, check_keys, check_rows, read_scalars
 
 SNAPSHOT_VERSION = 1
 
@@ -85,7 +86,7 @@ class Snapshot:
 
 _FIELD_NAMES = tuple(f.name for f in fields(Snapshot))
 _HEALTH_NAMES = tuple(f.name for f in fields(Health))
-_ROW_TYPES: dict[str, type] = {
+_ROW_TYPES: dict[str, type[tuple[Any, ...]]] = {
     "connections": Connection,
     "processes": Process,
     "gone_processes": ProcessKey,
@@ -108,24 +109,20 @@ def from_wire(wire: dict[str, Any]) -> Snapshot:
     """The snapshot in a decoded map; rows become plain tuples of the right width. Raises: Malformed."""
     if wire.get("v") != SNAPSHOT_VERSION:
         raise Malformed(f"snapshot version {wire.get('v')!r}, this program reads {SNAPSHOT_VERSION}")
-    values: dict[str, Any] = {}
     try:
-        for name, types in _SCALAR_TYPES.items():
-            if not isinstance(wire[name], types):
-                raise Malformed(f"snapshot field {name} is a {type(wire[name]).__name__}")
-            values[name] = wire[name]
+        values = read_scalars(wire, _SCALAR_TYPES)
         values["searched_since_s"] = since_s = wire.get("searched_since_s")
         if not isinstance(since_s, (float, int, type(None))):
             raise Malformed(f"snapshot field searched_since_s is a {type(since_s).__name__}")
         own = wire.get("addresses")
         values["addresses"] = None if own is None else list(own)
         for name, row_type in _ROW_TYPES.items():
-            width = len(row_type._fields)  # type: ignore[attr-defined]
             rows = [tuple(row) for row in (wire.get(name, ()) if name in _LATER_ROWS else wire[name])]
-            if any(len(row) != width for row in rows):
-                raise Malformed(f"snapshot field {name} has a row that is not {width} wide")
+            check_rows(name, row_type, rows)
             values[name] = rows
         values["gone_connections"] = list(wire["gone_connections"])
+        check_keys("gone_connections", values["gone_connections"], (int, bytes))
+        check_counts(wire["health"])
         values["health"] = Health(*wire["health"])
     except (KeyError, TypeError) as error:
         raise Malformed(f"snapshot field missing or of a wrong type: {error}") from None

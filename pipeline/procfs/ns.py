@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
+
 from pipeline.errors import Malformed
-from pipeline.model.netns import NetnsInode
+from pipeline.model.netns import Netns, NetnsInode
 from pipeline.model.process import Task
 from pipeline.procfs.root import ProcRoot, task_dir
 
 # PROC_PID_INIT_INO, include/linux/proc_ns.h: the pid namespace that has every process of the host.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+_WAYS_BY_TASK = 3
 
 
 def parse_netns_link(link: str) -> NetnsInode:
@@ -32,6 +35,12 @@ def read_pid_namespace(root: ProcRoot, pid: int) -> int:
 def netns_path(root: ProcRoot, task: Task) -> str:
     """The path to open for entering the task's network namespace."""
     return root.full_path(task_dir(task) + "/ns/net")
+
+
+def ways_into(root: ProcRoot, netns: Netns) -> list[str]:
+    """Paths to enter a namespace by, the lasting ones first; of some tasks, since one may end before it is used."""
+    tasks = heapq.nsmallest(_WAYS_BY_TASK, netns.tasks)
+    return [*netns.paths, *(netns_path(root, task) for task in tasks)]
 
 
 def _parse_link(link: str, kind: str) -> int:

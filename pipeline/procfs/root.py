@@ -32,15 +32,19 @@ class ProcRoot:
         """`rel` as a path that other calls take (open_netns)."""
         return self._prefix + rel
 
-    def read(self, rel: str) -> bytes:
-        """The whole file. It may tear between two pages: the kernel prints a table page by page."""
+    def read(self, rel: str, *, in_one: bool = False) -> bytes:
+        """The whole file. It may tear between two pages: the kernel prints a table page by page.
+
+        `in_one`: this file is one record, which the first call returns whole: it need not be asked for more.
+        Source: single_open(), fs/seq_file.c.
+        """
         try:
             fd = os.open(self._prefix + rel, os.O_RDONLY | os.O_CLOEXEC)
         except (FileNotFoundError, ProcessLookupError, NotADirectoryError, PermissionError) as error:
             raise_sorted(error, self._prefix + rel, "CAP_DAC_READ_SEARCH")
         try:
             data = os.read(fd, _READ_BYTES)
-            if not data:
+            if not data or in_one:
                 return data
             chunks = [data]
             while data := os.read(fd, _READ_BYTES):
@@ -113,7 +117,7 @@ def task_dir(task: Task) -> str:
     return str(task.pid) if task.tid == task.pid else f"{task.pid}/task/{task.tid}"
 
 
-def read_net_file(root: ProcRoot, task: Task, name: str) -> bytes:
+def read_net_file(root: ProcRoot, task: Task, name: str, *, in_one: bool = False) -> bytes:
     """PID/net/`name` of the task's namespace; empty where the namespace is there and only the file is not.
 
     That is a kernel without IPv6. Through the task's own net folder: the root's is the reader's, and with a
@@ -121,7 +125,7 @@ def read_net_file(root: ProcRoot, task: Task, name: str) -> bytes:
     """
     folder = task_dir(task) + "/net/"
     try:
-        return root.read(folder + name)
+        return root.read(folder + name, in_one=in_one)
     except Vanished:
         # A zombie has no net folder either, so what proves the namespace is a file that every one has.
         root.size(folder + "dev")

@@ -38,4 +38,4 @@ def parse_snmp_tcp(data: bytes) -> SnmpTcp:
 
 def read_snmp_tcp(root: ProcRoot, task: Task) -> SnmpTcp:
     """The TCP counters of the task's namespace. Raises: Vanished, Denied, Malformed."""
-    return parse_snmp_tcp(read_net_file(root, task, "snmp"))
+    return parse_snmp_tcp(read_net_file(root, task, "snmp", in_one=True))

@@ -12,12 +12,14 @@ from pipeline.procfs.root import ProcRoot, read_net_file
 
 class Sockstat(NamedTuple):
     """IPv4 sockets by protocol. `tcp_inuse` counts no TIME_WAIT, `tcp_tw` counts those of both families.
-    `tcp_orphan` is of the whole host, whichever namespace shows it: no sign of change in this one."""
+    `tcp_orphan` is of the whole host, whichever namespace shows it: no sign of change in this one. `used`: sockets of
+    all families, that processes opened."""
 
     tcp_inuse: int
     tcp_orphan: int
     tcp_tw: int
     udp_inuse: int
+    used: int
 
 
 class Sockstat6(NamedTuple):
@@ -34,9 +36,9 @@ def parse_sockstat(data: bytes) -> Sockstat:
         tcp = rest_of_line(data, b"\nTCP: inuse ").split(None, 5)
         if tcp[1] != b"orphan" or tcp[3] != b"tw":
             raise Malformed(f"sockstat: unknown columns {tcp!r}")
-        return Sockstat(
-            int(tcp[0]), int(tcp[2]), int(tcp[4]), int(rest_of_line(data, b"\nUDP: inuse ").split(None, 1)[0])
-        )
+        udp_inuse = int(rest_of_line(data, b"\nUDP: inuse ").split(None, 1)[0])
+        used = int(rest_of_line(data, b"sockets: used "))
+        return Sockstat(int(tcp[0]), int(tcp[2]), int(tcp[4]), udp_inuse, used)
     except (IndexError, ValueError):
         raise Malformed(f"sockstat: no counters of TCP and UDP: {data[:120]!r}") from None
 
@@ -56,10 +58,10 @@ def parse_sockstat6(data: bytes) -> Sockstat6:
 
 def read_sockstat(root: ProcRoot, task: Task) -> Sockstat:
     """The IPv4 counters of the task's namespace. Raises: Vanished, Denied, Malformed."""
-    return parse_sockstat(read_net_file(root, task, "sockstat"))
+    return parse_sockstat(read_net_file(root, task, "sockstat", in_one=True))
 
 
 def read_sockstat6(root: ProcRoot, task: Task) -> Sockstat6:
     """The IPv6 counters of the task's namespace, 0 without IPv6. Raises: Vanished, Denied, Malformed."""
-    data = read_net_file(root, task, "sockstat6")
+    data = read_net_file(root, task, "sockstat6", in_one=True)
     return parse_sockstat6(data) if data else Sockstat6(0, 0)

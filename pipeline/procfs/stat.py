@@ -51,4 +51,4 @@ def parse_stat(data: bytes) -> ProcessStat:
 
 def read_stat(root: ProcRoot, pid: int) -> ProcessStat:
     """The stat of process `pid`. Raises: Vanished, Denied, Malformed."""
-    return parse_stat(root.read(f"{pid}/stat"))
+    return parse_stat(root.read(f"{pid}/stat", in_one=True))

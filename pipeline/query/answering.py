@@ -11,7 +11,7 @@ from pipeline.codec import decode_map, encode, encode_great_map
 from pipeline.errors import Malformed, Refused, SockscopeError
 from pipeline.merge.join import BY_NAME, COLUMNS, Join
 from pipeline.model.deferred import Heavy, Later
-from pipeline.query.operations import OPERATIONS, Moment
+from pipeline.query.operations import OPERATIONS, Found, Moment
 from pipeline.query.request import MAX_WAIT_S, Wanted, columns_of, read_request
 from pipeline.store.envelope import denied_elsewhere, namespaces_of
 from pipeline.store.reader import Reader
@@ -91,13 +91,21 @@ def answer_wanted(reader: Reader, request: Mapping[str, Any], wanted: Wanted) ->
     with reader.moment():
         ((host, epoch, seq),) = reader.rows("SELECT host, epoch, seq FROM meta")
         found = OPERATIONS[wanted.op](reader, wanted, Moment(host, epoch, seq))
-        namespaces = namespaces_of(reader, epoch, seq, wanted.where.get("netns"))
+        namespaces = namespaces_of(reader, epoch, seq, _scope(wanted, found))
         denied = denied_elsewhere(reader)
     return {
         "id": request.get("id"), "ok": True, "schema": SCHEMA, "host": host, "epoch": epoch, "seq": seq,
         "columns": list(found.columns), "rows": found.rows, "total": found.total, "cursor": found.cursor,
         "namespaces": namespaces, "denied": denied, **found.more,
     }  # fmt: skip
+
+
+def _scope(wanted: Wanted, found: Found) -> Any:
+    """A filter `netns`: of which namespaces to say how far to trust the answer; None: of all."""
+    scope = wanted.where.get("netns")
+    if scope is None or not found.elsewhere:
+        return scope
+    return [*(scope if isinstance(scope, (list, tuple)) else [scope]), *found.elsewhere]
 
 
 def _wait(reader: Reader, request: dict[str, Any]) -> bytes | Later:

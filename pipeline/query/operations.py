@@ -55,12 +55,14 @@ class Moment(NamedTuple):
 
 @dataclass(slots=True)
 class Found:
-    """`more`: what the answer has beside the contract's keys."""
+    """`more`: what the answer has beside the contract's keys. `elsewhere`: namespaces that the rows speak of although
+    the filter `netns` may not select them."""
 
     columns: Sequence[str]
     rows: list[list[Any]]
     total: int
     cursor: str | None = None
+    elsewhere: Collection[int] = ()
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -140,7 +142,9 @@ def _edges(reader: Reader, wanted: Wanted, moment: Moment) -> Found:
     after = place_of(wanted.cursor, moment.epoch, wanted.op, EDGE_KEY_TYPES)
     edges = select_edges(reader, condition, wanted.limit, after)
     cursor = None if edges.last is None else cursor_at(moment.epoch, wanted.op, edges.last)
-    return Found(columns, [[edge[name] for name in columns] for edge in edges.rows], edges.total, cursor)
+    rows = [[edge[name] for name in columns] for edge in edges.rows]
+    ends = {edge[side]["netns"] for edge in edges.rows for side in SIDES} - {None}
+    return Found(columns, rows, edges.total, cursor, sorted(ends))
 
 
 def _explain(reader: Reader, wanted: Wanted, moment: Moment) -> Found:

@@ -43,8 +43,11 @@ from pipeline.transport.query_socket import QueryFront
 
 _log = logging.getLogger(__name__)
 
-# Snapshots that arrive within this time become one commit: fewer transactions for the price of a little age.
+# Snapshots that arrive within this time become one commit: fewer transactions for the price of a little age. The more
+# a commit costs the longer it is, so that commits take this part of a core, up to the most.
 _BATCH_S = 0.05
+_BATCH_PART = 0.025
+_BATCH_MOST_S = 0.2
 _MAX_BATCH = 1024
 _TICK_S = 1.0
 _SWITCH_INTERVAL_S = 0.0002
@@ -109,23 +112,25 @@ class Aggregator:
         self._read_roster()
         self._merge(self._read_segments())
         next_tick_s = self._clock.monotonic_s()
-        merged_s = next_tick_s - _BATCH_S
+        merge_s = next_tick_s
         listening = False
         while not self._stopped:
             now_s = self._clock.monotonic_s()
-            if not listening and now_s >= merged_s + _BATCH_S:
+            if not listening and now_s >= merge_s:
                 self._poller.register(self._puller.socket)
                 listening = True
-            wake_s = next_tick_s if listening else min(next_tick_s, merged_s + _BATCH_S)
+            wake_s = next_tick_s if listening else min(next_tick_s, merge_s)
             if self._publisher is not None:
                 wake_s = min(wake_s, self._publisher.due_s)
             ready = self._poller.wait(max(0.0, wake_s - now_s))
             if self._control.fileno() in ready:
                 self._obey()
             if self._puller.socket in ready:
+                began_cpu_s = time.thread_time()
                 self._merge(self._decode(self._puller.drain(_MAX_BATCH)))
                 # News that comes within the next moments is merged together.
-                merged_s = self._clock.monotonic_s()
+                batch_s = (time.thread_time() - began_cpu_s) / _BATCH_PART
+                merge_s = self._clock.monotonic_s() + min(max(batch_s, _BATCH_S), _BATCH_MOST_S)
                 self._poller.unregister(self._puller.socket)
                 listening = False
             if self._clock.monotonic_s() >= next_tick_s:

@@ -1,7 +1,8 @@
 """The conntrack worker: which namespaces translate addresses, and their translated flows. One process for all.
 
 It lives in the host's namespace. Events come by one socket there, of our own namespace and of those that have an nsid
-in it; the others are asked again and again. It enters a namespace only to open the socket of one question or dump.
+in it; the others are asked again and again, those that track nothing ever more seldom. It enters a namespace only to
+open the socket of one question or dump.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ _GATHER_S = 0.1
 _MAX_EVENTS = 20_000
 # What is lost once is lost again while the burst lasts.
 _RESYNC_BACKOFF_S = 1.0
+# Checks that come due within this time are made together: a round looks through all namespaces.
+_ROUND_S = 0.25
+_ROUND_LIMIT_CPU_S = 0.02
 # How often to see whether there is connection tracking by now.
 _ABSENT_RETRY_S = 60.0
 
@@ -60,7 +64,7 @@ class ConntrackWorker:
         self._asking = Asking(open_route(), self._decoder, self._subscribe, self._mark_dump)
         self._events: FlowEvents | None = None
         self._drain_s: float | None = None
-        self._absent_until_s = float("-inf")
+        self._absent_until_s = self._next_round_s = float("-inf")
         self._told: set[str] = set()
         self._stopped = False
 
@@ -89,13 +93,13 @@ class ConntrackWorker:
         """When there is something to do; None: when told."""
         dues_s = [namespace.due_s for namespace in self._namespaces.values()]
         if dues_s:
-            dues_s = [max(min(dues_s), self._absent_until_s)]
+            dues_s = [max(min(dues_s), self._absent_until_s, self._next_round_s)]
         if self._drain_s is not None:
             dues_s.append(self._drain_s)
         return max(min(dues_s), self._budget.ready_s(now_s)) if dues_s else None
 
     def _work(self) -> None:
-        """Reads the events, or checks one namespace, whichever is due, if the budget allows; then publishes."""
+        """Reads the events, or checks the namespaces that are due, if the budget allows; then publishes."""
         now_s = self._clock.monotonic_s()
         if self._budget.ready_s(now_s) > now_s:
             return
@@ -103,20 +107,34 @@ class ConntrackWorker:
         if self._drain_s is not None and now_s >= self._drain_s:
             self._drain(now_s)
             self._publish_all()
-        elif now_s >= self._absent_until_s:
-            namespace = min(self._namespaces.values(), key=lambda one: one.due_s, default=None)
-            if namespace is not None and namespace.due_s <= now_s:
-                self._check(namespace, now_s)
-                self._publish_all()
+        elif now_s >= max(self._absent_until_s, self._next_round_s):
+            self._check_due(now_s)
+            self._publish_all()
         used_cpu_s = self._clock.cpu_s()
         self._budget.charge(used_cpu_s - began_cpu_s, self._clock.monotonic_s())
         self._slot[CPU_NS] = int(used_cpu_s * 1e9)
 
-    def _check(self, namespace: FlowNamespace, now_s: float) -> None:
+    def _check_due(self, now_s: float) -> None:
+        """One round: the longest due first, up to a limit of CPU time; the others stay due."""
+        due = sorted(
+            (one for one in self._namespaces.values() if one.due_s <= now_s), key=lambda one: one.due_s
+        )
+        if not due:
+            return
         if not has_conntrack(self._root):
             self._tell_once("absent", "connections are not tracked on this host: nothing is translated")
             self._absent_until_s = now_s + _ABSENT_RETRY_S
             return
+        stop_at_s = self._clock.cpu_s() + _ROUND_LIMIT_CPU_S
+        for namespace in due:
+            self._check(namespace, self._clock.monotonic_s())
+            if self._clock.cpu_s() > stop_at_s or self._absent_until_s > now_s:
+                break
+        else:
+            self._next_round_s = now_s + _ROUND_S
+        self._index()
+
+    def _check(self, namespace: FlowNamespace, now_s: float) -> None:
         began_cpu_s = self._clock.cpu_s()
         self._drain(now_s)
         try:
@@ -138,7 +156,8 @@ class ConntrackWorker:
             namespace.health.rows_malformed += 1
             self._tell_once("malformed", f"conntrack: {error}", namespace.netns)
         self._slot[LOOKS] += 1
-        self._index()
+        if namespace.hears:
+            self._by_nsid[namespace.nsid] = namespace
         self._drain(now_s)
         now_s = self._clock.monotonic_s()
         namespace.plan(now_s, self._clock.cpu_s() - began_cpu_s, self._share)
@@ -213,6 +232,13 @@ class ConntrackWorker:
         namespace = self._namespaces.get(message["netns"])
         if namespace is not None:
             namespace.ways = message["ways"]
+            namespace.stir()
+
+    def _obey_stir(self, message: dict[str, Any]) -> None:
+        for netns in message["netns"]:
+            namespace = self._namespaces.get(netns)
+            if namespace is not None:
+                namespace.stir()
 
     def _obey_drop(self, message: dict[str, Any]) -> None:
         namespace = self._namespaces.pop(message["netns"], None)

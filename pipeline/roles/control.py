@@ -107,7 +107,7 @@ def assignment(
     }
     rest = tasks[_TASKS_PER_MESSAGE:]
     more = member_messages(netns, rest, []) if rest else []
-    return [first, *more, {"op": "look", "netns": [netns], "order": order}]
+    return [first, *more, {"op": "look", "netns": [netns], "still": [], "order": order}]
 
 
 def held_messages(netns: int, held: Sequence[tuple[int, list[str]]]) -> list[dict[str, Any]]:

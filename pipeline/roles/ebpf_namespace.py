@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from pipeline.clock import Clock
 from pipeline.config import Config
@@ -13,7 +13,8 @@ from pipeline.model.connection import Connection, SocketKey
 from pipeline.model.container import Container
 from pipeline.model.event import SocketEvent
 from pipeline.model.held_socket import HeldSocket
-from pipeline.model.process import Process, Task
+from pipeline.model.netns import NetnsInode
+from pipeline.model.process import Process, Task, registered
 from pipeline.model.snapshot import Health, Snapshot
 from pipeline.model.socket_row import to_connection
 from pipeline.procfs.root import ProcRoot
@@ -33,7 +34,7 @@ _DUMP_SHARE = 0.05
 _DUMP_APART_MIN_S, _DUMP_APART_MAX_S = 0.2, 2.0
 # A namespace whose counters stand still is dumped so seldom.
 _DUMP_IDLE_S = 60.0
-# Every so many passes each process without sockets is asked for its name again.
+# Every so many passes each process is asked for its name and container again.
 _RENAME_PASSES = 6
 
 
@@ -67,13 +68,22 @@ class EbpfNamespace:
         self._generation = 0
         self._taken_at_s = clock.monotonic_s()
         self._passed_s: float | None = None
-        self._pass_began_s: float | None = None
         self._pass_wanted = True
         # At the last dump, and at the last order to look.
         self._counters: Counters | None = None
         self._seen_counters: Counters | None = None
         self._dumped_s = float("-inf")
         self._dump_tried = False
+        # By pid: a process that was put into another container has another cgroup, and the same name.
+        self._cgroups: dict[int, int] = {}
+        # By pid, what only reading it tells: sockets by descriptor, and descriptors of namespaces.
+        self.beside: dict[int, tuple[dict[int, int], dict[int, NetnsInode]]] = {}
+        self._searched_since_s: float | None = None
+        # Of the sockets that the last pass left without holder: those of the pass before it, too, and those that a
+        # sweep looked for in vain.
+        self._unheld: set[int] = set()
+        self._lasting: set[int] = set()
+        self._in_vain: set[int] = set()
         self._closed: deque[ClosedConnection] = deque(maxlen=_CLOSED_IN_BASE)
         self._needs_base = True
         self._seen_again = False
@@ -84,6 +94,8 @@ class EbpfNamespace:
             if task.tid == task.pid:
                 self.members.discard(task.pid)
                 self._unidentified.discard(task.pid)
+                self.beside.pop(task.pid, None)
+                self._cgroups.pop(task.pid, None)
                 self._walker.forget(task)
         new = {task.pid for task in added if task.tid == task.pid}
         self.members |= new
@@ -102,36 +114,49 @@ class EbpfNamespace:
         if held:
             self._note_cookie(held[0][10])
         self.sockets.take_pass(held, began_s)
-        for pid, rows in processes.items():
-            self.take_process(pid, rows)
         renamed = self.health.passes % _RENAME_PASSES == 0
+        for pid, rows in processes.items():
+            self.take_process(pid, rows, anew=renamed)
         for task in [task for task in self.files if task.pid not in processes]:
             if task.pid not in self.members:
                 self._walker.forget(task)  # never a member, and without sockets by now
             elif renamed or self.files[task].fds:
-                self._identify(task.pid, {})
+                self._identify(task.pid, self._fds_beside(task.pid), anew=renamed)
         self.identify_members()
+        unheld = {known.row[9] for known in self.sockets.open.values() if known.row[9] and not known.held}
+        self._unheld, self._lasting = unheld, self._unheld & unheld
+        self._in_vain &= unheld
+        self._cgroups = {pid: cgroup for pid, cgroup in self._cgroups.items() if pid in processes}
         self._pass_wanted = False
         self.health.passes += 1
         self._passed_s = self._clock.monotonic_s()
-        self._pass_began_s = began_s
         self._taken_at_s = max(self._taken_at_s, began_s)
 
-    def take_process(self, pid: int, rows: Sequence[HeldSocket]) -> None:
-        """Takes all that a process that lives here holds now."""
+    def take_process(self, pid: int, rows: Sequence[HeldSocket], *, anew: bool = False) -> None:
+        """Takes all that a process that lives here holds now. `anew`: who it is, is read in any case."""
         self._unidentified.discard(pid)
         known = self.files.get(Task(pid, pid))
-        fds = {row[2]: row[7][9] for row in rows}
-        start_ticks, comm = rows[0][1], rows[0][3]
+        start_ticks, comm, cgroup = rows[0][1], rows[0][3], rows[0][5]
+        fds: dict[int, int] = {}
+        for row in rows:
+            fd, inode = row[2], row[7][9]
+            # Threads with descriptors of their own use the same numbers as others.
+            fds[registered(fd, inode) if fd in fds else fd] = inode
+        if known is not None and known.process.start_ticks != start_ticks:
+            self.beside.pop(pid, None)  # another process's
+        fds |= self._fds_beside(pid)
+        moved = self._cgroups.get(pid, cgroup) != cgroup
+        self._cgroups[pid] = cgroup
         if (
             known is not None
+            and not (anew or moved)
             and known.process.start_ticks == start_ticks
             and known.process.comm.encode() == comm.rstrip(b"\0")
         ):
             if known.fds != fds:
                 self._walker.holdings.put(Task(pid, pid), known.process, fds, len(fds))
         else:
-            self._identify(pid, fds)
+            self._identify(pid, fds, anew=True)
 
     def identify_members(self) -> None:
         """Reads who the new members are."""
@@ -140,11 +165,49 @@ class EbpfNamespace:
                 self._identify(pid, {})
         self._unidentified.clear()
 
-    def _identify(self, pid: int, fds: dict[int, int]) -> None:
+    def _identify(self, pid: int, fds: dict[int, int], *, anew: bool = False) -> None:
         task = Task(pid, pid)
-        process = self._walker.identify(task)
+        process = self._walker.identify(task, anew=anew)
         if process is not None:
             self._walker.holdings.put(task, process, fds, len(fds))
+
+    def take_beside(self, pid: int, fds: dict[int, int], netns_fds: dict[int, NetnsInode]) -> None:
+        """Takes what a sweep read of a member beside what passes show."""
+        before = self._fds_beside(pid)
+        if fds or netns_fds:
+            self.beside[pid] = fds, netns_fds
+        else:
+            self.beside.pop(pid, None)
+        known = self.files.get(Task(pid, pid))
+        if known is not None and before != fds:
+            shown = {fd: inode for fd, inode in known.fds.items() if before.get(fd) != inode}
+            self._walker.holdings.put(Task(pid, pid), known.process, shown | fds, len(shown))
+
+    def prune_beside(self, shown: Set[int]) -> None:
+        """Leaves to passes the sockets (inodes) that the last one showed; none shows who registered one."""
+        for pid, (fds, netns_fds) in list(self.beside.items()):
+            left = {fd: inode for fd, inode in fds.items() if fd < 0 or inode not in shown}
+            if left != fds:
+                self.take_beside(pid, left, netns_fds)
+
+    def swept(self, wanted: Set[int], since_s: float | None) -> None:
+        """A sweep over all processes looked for `wanted` (inodes); since `since_s` it missed nothing, None: it did."""
+        self._in_vain |= self._unheld & wanted
+        self._searched_since_s = since_s
+        self._seen_again = True
+
+    @property
+    def telling(self) -> list[int]:
+        """The members of whom a sweep told sockets."""
+        return [pid for pid, (fds, _) in self.beside.items() if fds]
+
+    @property
+    def unsearched(self) -> set[int]:
+        """Sockets that two passes did not show, and that no sweep has looked for."""
+        return self._lasting - self._in_vain
+
+    def _fds_beside(self, pid: int) -> dict[int, int]:
+        return self.beside[pid][0] if pid in self.beside else {}
 
     def has_moved(self) -> bool:
         """Whether the kernel's counters moved since the last pass began; without members nobody can tell."""
@@ -249,7 +312,7 @@ class EbpfNamespace:
             ROLE, self.netns, self._cookie, self.life, self._generation, base, self._taken_at_s, self._passed_s,
             SOURCE, len(self._walker.denied), self.health.copy(), connections, gone, held.processes,
             held.gone_processes, held.holdings, held.gone_holdings, self._containers_of(held.processes),
-            self._pass_began_s, closed,
+            self._searched_since_s, closed,
             self._carried.tell(self.sockets, everything=base), self._addresses.news(base),
         )  # fmt: skip
 

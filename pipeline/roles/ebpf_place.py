@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.config import Ebpf
 from pipeline.ebpf import EventRing, SocketIterator
+from pipeline.errors import Denied, Malformed, Unsupported, Vanished
+from pipeline.kernel.support import cgroup2_dir
+from pipeline.procfs.ns import INITIAL_PID_NAMESPACE, read_pid_namespace
 from pipeline.procfs.root import ProcRoot
 from pipeline.roles.child import Forked
 from pipeline.roles.control import Control
@@ -59,7 +63,7 @@ class EbpfPlace:
 
 def open_sources(settings: Ebpf) -> tuple[EventRing, SocketIterator]:
     """Events first: what opens or closes during the first pass is among them. Raises: Unsupported, Denied."""
-    ring = EventRing.open(settings.ring_bytes)
+    ring = EventRing.open(settings.ring_bytes, cgroup_dir=cgroup2_dir())
     try:
         return ring, SocketIterator.open()
     except BaseException:
@@ -72,6 +76,7 @@ def is_possible(settings: Ebpf, root: ProcRoot) -> bool:
     for require."""
 
     def opening() -> SocketIterator:
+        _check_pids(root)
         ring, iterator = open_sources(settings)
         ring.close()
         return iterator
@@ -80,3 +85,16 @@ def is_possible(settings: Ebpf, root: ProcRoot) -> bool:
     if iterator is not None:
         iterator.close()
     return iterator is not None
+
+
+def _check_pids(root: ProcRoot) -> None:
+    """Raises: Unsupported where events, which name pids of the initial pid namespace, would name other processes."""
+    try:
+        inside = read_pid_namespace(root, os.getpid()) != INITIAL_PID_NAMESPACE
+    except (Vanished, Denied, Malformed):
+        return  # a kernel without pid namespaces
+    if inside:
+        raise Unsupported(
+            "eBPF: its events name processes by the host's pids, and this is a pid namespace of its own",
+            "the host's pid namespace (of a container: --pid=host)",
+        )

@@ -2,13 +2,17 @@
 namespace what a netns worker would, so that nobody after it knows the difference.
 
 Events come first: they are read every `ebpf.drain_interval_ms`, whatever else there is to do. A pass of the iterator
-follows an order to look, at most once a second; a dump shows what no process holds. It believes events completely, so
-it ends when one is lost or out of order: the supervisor decides what comes then, see track/trust.py.
+follows an order to look, at most once a second, or comes when the last one is old; a dump shows what no process holds;
+a sweep, what is held otherwise. It believes events completely, so it ends when one is lost or out of order: the
+supervisor decides what comes then, see track/trust.py.
 """
 
 from __future__ import annotations
 
+import gc
+import itertools
 import logging
+import operator
 import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +31,7 @@ from pipeline.procfs.fd import fd_path
 from pipeline.procfs.root import ProcRoot
 from pipeline.roles.control import Control, held_messages
 from pipeline.roles.ebpf_namespace import EbpfNamespace
+from pipeline.roles.ebpf_sweep import Sweep
 from pipeline.roles.publication import Publication
 from pipeline.segment import SegmentWriter
 from pipeline.walk.budget import CpuBudget
@@ -46,6 +51,9 @@ _LOOPBACK = "127.0.0.1"
 _TOLD_WITHIN_S = 2.0
 # Reading one process's descriptors may take this part of the time.
 _PROCESS_SHARE = 0.05
+# Passes and dumps wait for what such reading will have earned by then: it gives new connections their owners.
+_READS_AHEAD_S = 10.0
+_COLLECT_PERIOD_S = 60.0
 # Events of namespaces that discovery has not found yet.
 _EARLY_EVENTS = 10_000
 _EARLY_S = 5.0
@@ -101,8 +109,11 @@ class EbpfWorker:
         self._passed_s = float("-inf")
         self._next_check_s = self._expected_until_s = clock.monotonic_s()
         self._expected_port = 0
+        self._next_collect_s = clock.monotonic_s() + _COLLECT_PERIOD_S
         # When each process may be read again.
         self._read_again_s: dict[int, float] = {}
+        self._sweep = Sweep(self._root, config)
+        self._held: dict[int, dict[int, list[str]]] = {}
         self._stopped = self._settled = False
         self._ring: Ring
         self._iterator: Iterator
@@ -121,22 +132,32 @@ class EbpfWorker:
             self._control.send({"op": "ebpf_failed", "reason": str(error)}, now_s)
 
     def _work(self) -> None:
-        began_s, began_cpu_s = self._clock.monotonic_s(), self._clock.cpu_s()
+        began_s = self._clock.monotonic_s()
         self._next_drain_s = began_s + self._drain_s
         self._drain()
+        if began_s >= self._next_collect_s:
+            self._next_collect_s = began_s + _COLLECT_PERIOD_S
+            gc.collect()
+        # Events come whether they can be afforded or not: paid from the budget, a busy host's would leave nothing for
+        # reading, without which no owner is ever known.
+        drained_cpu_s = self._clock.cpu_s()
         self._check_programs(began_s)
-        if self._budget.ready_s(began_s) <= began_s:
+        if self._budget.ready_s(began_s) <= began_s + _READS_AHEAD_S:
             self._read_wanted()
-            if self._ordered and began_s >= self._next_look_s:
+        if self._budget.ready_s(began_s) <= began_s:
+            # Who inherits a descriptor or is handed one moves no counter that would bring an order.
+            is_old = self._served and began_s >= self._passed_s + self._config.tables.full_interval_s
+            if (self._ordered or is_old) and began_s >= self._next_look_s:
                 self._look(began_s)
             self._dump_wanted()
+            self._sweep_on(began_s)
         for netns in self._active:
             served = self._served[netns]
             if served.namespace.has_news and began_s >= served.published_s + _PUBLISH_APART_S:
                 self._publish(served)
         self._active = {netns for netns in self._active if self._served[netns].namespace.is_active}
         used_cpu_s, now_s = self._clock.cpu_s(), self._clock.monotonic_s()
-        self._budget.charge(used_cpu_s - began_cpu_s, now_s)
+        self._budget.charge(used_cpu_s - drained_cpu_s, now_s)
         self._slot[CPU_NS] = int(used_cpu_s * 1e9)
         self._slot[DEBT_NS] = int(self._budget.debt_cpu_s(now_s) * 1e9)
 
@@ -224,24 +245,44 @@ class EbpfWorker:
         for netns, served in self._served.items():
             served.namespace.take_pass(by_socket.get(netns, []), by_process.get(netns, {}), began_s)
         self._active.update(self._served)
-        self._tell_held(by_socket)
+        self._sweep.prune(self._namespaces(), held)
+        self._note_held(by_socket)
+        self._tell_held()
         self._read_again_s = {
             pid: again_s for pid, again_s in self._read_again_s.items() if again_s > began_s
         }
         apart_s = (self._clock.cpu_s() - began_cpu_s) / _PASS_SHARE
         self._next_pass_s = began_s + min(apart_s, self._config.tables.full_interval_s)
 
-    def _tell_held(self, by_socket: Mapping[int, list[HeldSocket]]) -> None:
-        """Tells the supervisor which namespaces the processes of each hold sockets of: it may know no other way in."""
-        held: dict[int, list[tuple[int, list[str]]]] = {}
-        for netns, rows in sorted(by_socket.items()):
+    def _namespaces(self) -> dict[int, EbpfNamespace]:
+        return {netns: served.namespace for netns, served in self._served.items()}
+
+    def _sweep_on(self, now_s: float) -> None:
+        """A block of a sweep, if one is due: of what no pass shows."""
+        if not self._settled or not self._sweep.is_due(self._passed_s, now_s):
+            return
+        if told := self._sweep.step(self._namespaces(), self._passed_s, now_s):
+            self._active |= told
+            self._tell_held()
+
+    def _note_held(self, by_socket: Mapping[int, list[HeldSocket]]) -> None:
+        """Which namespaces the processes of each hold sockets of: they may be all that tells of those."""
+        self._held = {}
+        for netns, rows in by_socket.items():
             for home in {one[4] for one in rows} - {netns}:
                 ways = [one for one in rows if one[4] == home][:_WAYS]
                 paths = [fd_path(self._root, Task(one[0], one[0]), one[2]) for one in ways]
-                held.setdefault(home, []).append((netns, paths))
+                self._held.setdefault(home, {})[netns] = paths
+
+    def _tell_held(self) -> None:
+        """Tells the supervisor what namespaces are held, by sockets or by descriptors: it may know no other way in."""
         now_s = self._clock.monotonic_s()
         for netns, served in self._served.items():
-            now_held = held.get(netns, [])
+            by_socket, by_descriptor = self._held.get(netns, {}), self._sweep.ways(served.namespace)
+            now_held = [
+                (inode, [*by_descriptor.get(inode, ()), *by_socket.get(inode, ())][:_WAYS])
+                for inode in sorted(by_descriptor.keys() | by_socket.keys())
+            ]
             if now_held != served.told_held:
                 served.told_held = now_held
                 for message in held_messages(netns, now_held):
@@ -343,11 +384,8 @@ class EbpfWorker:
 
 
 def _grouped(held: Iterable[HeldSocket], column: int) -> dict[Any, list[HeldSocket]]:
+    """By a column, in which neighbours are mostly alike."""
     groups: dict[Any, list[HeldSocket]] = {}
-    for one in held:
-        group = groups.get(one[column])
-        if group is None:
-            groups[one[column]] = [one]
-        else:
-            group.append(one)
+    for value, rows in itertools.groupby(held, operator.itemgetter(column)):
+        groups.setdefault(value, []).extend(rows)
     return groups

@@ -164,20 +164,23 @@ class Fleet:
                 elif self._ebpf is None or not self._ebpf.hear(message):
                     yield message
 
-    def order_looks(self, inodes: list[int], now_s: float) -> None:
-        """Has these namespaces looked at now."""
+    def order_looks(self, inodes: list[int], now_s: float, unproven: Set[int]) -> None:
+        """Has these namespaces looked at now. Of those `unproven` nothing is known to hold before it is done; the
+        others only if there is something that the gate's counters do not show."""
         orders: dict[int, list[int]] = {}
         number = next(self._orders)
         for inode in inodes:
             if inode in self._moving:
                 continue  # it is looked at as soon as it has arrived
-            self._ordered[inode] = number
+            if inode in unproven:
+                self._ordered[inode] = number
             orders.setdefault(self._serving[inode].index, []).append(inode)
         for index, wanted in orders.items():
             control = self._workers[index].child.control
             # Orders do not pile up before a worker that is not reading: it will look when it is told again.
             if control is not None and control.backlog_since_s is None:
-                control.send({"op": "look", "netns": wanted, "order": number}, now_s)
+                still = [inode for inode in wanted if inode not in unproven]
+                control.send({"op": "look", "netns": wanted, "still": still, "order": number}, now_s)
 
     def proven(self, inode: int, now_s: float) -> None:
         """The gate found proof that nothing changed since the last look it asked for: that says something of what
@@ -186,8 +189,11 @@ class Fleet:
         if inode not in self._moving and answered >= self._ordered[inode]:
             self._checked_s[inode] = now_s
 
-    def tend(self, now_s: float) -> None:
-        """Sends what waits, kills who is stuck, reaps who died, starts who is due."""
+    def tend(self, now_s: float, ended_fds: Set[int] | None = None) -> None:
+        """Sends what waits, kills who is stuck, reaps who died, starts who is due.
+
+        `ended_fds`: pidfds that can be read, so that only those are asked; None: all are.
+        """
         for worker in list(self._workers.values()):
             control = worker.child.control
             if control is None:
@@ -202,7 +208,9 @@ class Fleet:
                 self._kill(worker, "is stuck inside a dump")
             elif worker.ending_since_s is not None and now_s - worker.ending_since_s > _END_LIMIT_S:
                 self._kill(worker, "does not end")
-            self._reap(worker, now_s)
+            process = worker.child.process
+            if ended_fds is None or process is None or process.pidfd in ended_fds:
+                self._reap(worker, now_s)
         self._finish_moves(now_s)
 
     @property
@@ -256,7 +264,7 @@ class Fleet:
         self._serving[netns.inode] = worker
         self._placed_s[netns.inode] = now_s
         if worker.child.control is not None:
-            for order in self._assignment(worker, netns):
+            for order in self._assignment(worker, netns, now_s):
                 worker.child.control.send(order, now_s)
 
     def set_shares(self, total: float, period_s: float, now_s: float) -> None:
@@ -314,7 +322,7 @@ class Fleet:
         only = next(iter(worker.namespaces)) if len(worker.namespaces) == 1 else None
         orders: list[dict[str, Any]] = [{"op": "share", "cpu": worker.share}]
         for netns in worker.namespaces.values():
-            orders += self._assignment(worker, netns)
+            orders += self._assignment(worker, netns, now_s)
         if worker.role == EBPF_ROLE and self._ebpf is not None:
             self._ebpf.began()
             control = worker.child.start(self._ebpf.start, now_s)
@@ -323,13 +331,15 @@ class Fleet:
         for order in orders:
             control.send(order, now_s)
 
-    def _assignment(self, worker: Worker, netns: Netns) -> list[dict[str, Any]]:
+    def _assignment(self, worker: Worker, netns: Netns, now_s: float) -> list[dict[str, Any]]:
         life = worker.lives[netns.inode] = next(self._lives)
         segment = self._segment_path(netns.inode)
         order = self._ordered[netns.inode] = next(self._orders)
         # Starts are spread over the length of a pass, or all workers would wake together: multiples of the golden
-        # ratio's fraction never bunch.
-        delay_s = life * _GOLDEN % 1.0 * self._config.walk.target_s
+        # ratio's fraction never bunch. A worker walks all of its namespaces one after the other: its memory is warm
+        # then, and most of what a short pass costs alone is to find it cold.
+        target_s = self._config.walk.target_s
+        delay_s = (worker.index * _GOLDEN * target_s - now_s) % target_s
         return assignment(netns.inode, life, segment, netns.paths, sorted(netns.tasks), order, delay_s)
 
     def _segment_path(self, inode: int) -> str:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.config import Conntrack
-from pipeline.errors import Denied, SockscopeError, Vanished
-from pipeline.kernel.enter import home_inode, inside, open_netns
+from pipeline.kernel.enter import home_inode, inside, way_into
 from pipeline.model.flow import Flow
 from pipeline.model.flow_snapshot import FLOW_ROLE, FlowHealth, FlowSnapshot
 from pipeline.netlink.conntrack import FlowDump, count_entries, dump_translated, open_conntrack
@@ -26,6 +24,8 @@ from pipeline.track.flows import FlowTable
 
 # How much of the worker's share the checks of one namespace may use: others wait behind them.
 _CHECK_PART = 0.5
+# A namespace that tracks nothing, and where no connection came or went, is asked after so many idle intervals at most.
+_SILENT_INTERVALS = 6
 _NEVER_S = float("-inf")
 
 
@@ -74,6 +74,8 @@ class FlowNamespace:
         self._taken_at_s = now_s
         self._wants_dump = True
         self._idle_s = settings.interval_s
+        self._silent_s = _SILENT_INTERVALS * settings.idle_interval_s
+        self._earliest_s = now_s
         self._cookie: int | None = None
         self._generation = 0
         self._told_missing = self._missing()
@@ -98,7 +100,7 @@ class FlowNamespace:
         Raises: Vanished, Denied, Unsupported, Malformed.
         """
         self._settle()
-        with self._netns_fd() as netns_fd:
+        with way_into(self.ways, self.netns) as netns_fd:
             self.nsid = read_nsid(asking.route, netns_fd) if netns_fd is not None else None
             asking.mark(True)
             try:
@@ -126,9 +128,17 @@ class FlowNamespace:
             wait_s = self._idle_s = settings.interval_s
         else:
             wait_s = self._idle_s
-            longest_s = settings.full_interval_s if self._entries else settings.idle_interval_s
+            longest_s = settings.full_interval_s if self._entries else self._silent_s
             self._idle_s = min(2 * self._idle_s, longest_s)
-        self.due_s = now_s + max(wait_s, cost_cpu_s / share / _CHECK_PART)
+        self._earliest_s = now_s + cost_cpu_s / share / _CHECK_PART
+        self.due_s = max(now_s + wait_s, self._earliest_s)
+
+    def stir(self) -> None:
+        """Connections came or went there: if it tracked nothing when asked last, it may by now."""
+        if not self._entries and not self.hears:
+            self.due_s = min(
+                self.due_s, max(self._taken_at_s + self._settings.idle_interval_s, self._earliest_s)
+            )
 
     def want_dump(self, at_s: float) -> None:
         """Events were lost: what is translated is read again, at `at_s`."""
@@ -228,23 +238,3 @@ class FlowNamespace:
         with inside(netns_fd):
             # net/ below sys/ shows the namespace of the thread that opens it.
             return sends_events(self._root)
-
-    @contextmanager
-    def _netns_fd(self) -> Iterator[int | None]:
-        """An fd to enter by, or None at home, which needs no entering."""
-        if self._is_home:
-            yield None
-            return
-        error: SockscopeError = Vanished(f"no way into namespace {self.netns}")
-        for way in self.ways:
-            try:
-                netns_fd = open_netns(way, self.netns)
-                break
-            except (Vanished, Denied) as reason:
-                error = reason
-        else:
-            raise error
-        try:
-            yield netns_fd
-        finally:
-            os.close(netns_fd)

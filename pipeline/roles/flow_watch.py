@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from pipeline.board import DUMP_STARTED_NS, Slot
 from pipeline.model.netns import Netns
-from pipeline.procfs.ns import netns_path
+from pipeline.procfs.ns import ways_into
 from pipeline.procfs.root import ProcRoot
 from pipeline.roles.single import Single
 from pipeline.segment import InstanceFolder, flows_segment
@@ -24,44 +23,55 @@ _BUDGET_PART = 0.5
 # As for the netns workers: how long it may be inside a dump, and how long where the namespace is gone.
 _DUMP_LIMIT_S = 5.0
 _GONE_DUMP_LIMIT_S = 0.5
-# Some tasks to enter by: one may end before the next scan tells.
-_WAYS_BY_TASK = 3
 
 
 @dataclass(slots=True)
 class _Watched:
     netns: Netns
     ways: list[str]
+    stirred_s: float = float("-inf")
 
 
 class FlowWatch:
     """Told what discovery found, as the fleet is; its caller calls `tend` often."""
 
     def __init__(
-        self, single: Single, slot: Slot, folder: InstanceFolder, root: ProcRoot, budget_cpu: float
-    ) -> None:
-        """`budget_cpu`: of the whole pipeline, in CPU seconds per second."""
+        self, single: Single, slot: Slot, folder: InstanceFolder, root: ProcRoot, budget_cpu: float,
+        idle_interval_s: float,
+    ) -> None:  # fmt: skip
+        """`budget_cpu`: of the whole pipeline, in CPU seconds per second. `idle_interval_s`: as in `[conntrack]`."""
         self.single = single
         self._slot = slot
         self._folder = folder
         self._root = root
         self._share = budget_cpu * _BUDGET_PART
+        self._idle_interval_s = idle_interval_s
         self._watched: dict[int, _Watched] = {}
         self._lives = itertools.count(1)
         self._killed_pid = 0
 
     def add(self, netns: Netns, now_s: float) -> None:
         """A namespace that appeared."""
-        watched = self._watched[netns.inode] = _Watched(netns, self._ways(netns))
+        watched = self._watched[netns.inode] = _Watched(netns, ways_into(self._root, netns))
         if self.single.child.control is not None:
             self.single.tell(self._assignment(watched), now_s)
 
     def update(self, netns: Netns, now_s: float) -> None:
         """Its tasks or its ways in changed."""
         watched = self._watched[netns.inode]
-        before, watched.netns, watched.ways = watched.ways, netns, self._ways(netns)
+        before, watched.netns, watched.ways = watched.ways, netns, ways_into(self._root, netns)
         if watched.ways != before:
             self.single.tell({"op": "ways", "netns": netns.inode, "ways": watched.ways}, now_s)
+
+    def stir(self, inodes: list[int], now_s: float) -> None:
+        """Connections came or went in these: the worker asks them sooner."""
+        stirred = [
+            inode for inode in inodes if now_s - self._watched[inode].stirred_s >= self._idle_interval_s
+        ]
+        for inode in stirred:
+            self._watched[inode].stirred_s = now_s
+        if stirred:
+            self.single.tell({"op": "stir", "netns": stirred}, now_s)
 
     def remove(self, inode: int, now_s: float) -> None:
         """It is gone, and so is what was said of it."""
@@ -92,11 +102,6 @@ class FlowWatch:
             "segment": segment,
             "ways": watched.ways,
         }
-
-    def _ways(self, netns: Netns) -> list[str]:
-        """Paths to enter by, the lasting ones first."""
-        tasks = heapq.nsmallest(_WAYS_BY_TASK, netns.tasks)
-        return [*netns.paths, *(netns_path(self._root, task) for task in tasks)]
 
     def _kill(self, why: str) -> None:
         child = self.single.child

@@ -16,11 +16,14 @@ from pipeline.ebpf import SocketIterator
 from pipeline.errors import Denied, Unsupported, Vanished
 from pipeline.kernel.support import host_name
 from pipeline.merge.join import Join, Seen
+from pipeline.model.flow_snapshot import FlowSnapshot
 from pipeline.model.netns import Netns, NetnsInode, RosterRow
 from pipeline.model.snapshot import Snapshot
 from pipeline.model.socket_row import SocketRow
 from pipeline.model.traffic import Figures
+from pipeline.procfs.conntrack import has_conntrack
 from pipeline.procfs.root import ProcRoot
+from pipeline.roles.flows_once import read_flows
 from pipeline.roles.kernel_pass import look_at_all, open_iterator
 from pipeline.store import Store
 from pipeline.walk.holdings import TaskFiles
@@ -56,7 +59,8 @@ class Look(Protocol):
 @dataclass(frozen=True)
 class Taken:
     """What one walk showed. `denied`: processes of which not even the namespace may be known. `by_kernel`: eBPF told,
-    and no process was read. `left_out`: namespaces that were not looked at, see discover.py."""
+    and no process was read. `left_out`: namespaces that were not looked at, see discover.py. `flows`: bases, of those
+    that translate."""
 
     looks: Sequence[Look]
     denied: int
@@ -64,9 +68,11 @@ class Taken:
     config: Config
     clock: Clock
     left_out: int = 0
+    flows: Sequence[FlowSnapshot] = ()
 
     def join(self) -> Join:
-        """The connections with their owners, for everything that needs no filter: a third of what the store costs."""
+        """The connections with their owners, for everything that needs no filter, and no other end through `flows`: a
+        third of what the store costs."""
         return Join(
             [self._seen(look) for look in self.looks],
             self.clock.wall_s() - self.clock.monotonic_s(),
@@ -83,7 +89,7 @@ class Taken:
         ]
         # First: nobody is sure to hold a socket where some processes are hidden.
         store.set_losses({"processes_denied": self.denied, "namespaces_left_out": self.left_out})
-        store.apply([look.snapshot() for look in self.looks], roster)
+        store.apply([look.snapshot() for look in self.looks], roster, self.flows)
         return store
 
     def _seen(self, look: Look) -> Seen:
@@ -117,14 +123,24 @@ def take(
         with iterator:
             held = look_at_all(iterator, discovery, root, config.tables, clock)
         # The kernel told of every process, also of those whose namespace may not be read.
-        return Taken(held, 0, True, config, clock)
+        return Taken(held, 0, True, config, clock, flows=_flows(held, root, config, clock))
     looks: dict[NetnsInode, OneLook] = {}
     # Who holds a namespace that nobody lives in is known only when the holder was read, and it may hold another.
     while new := [one for one in discovery.scan(clock.monotonic_s()).values() if one.inode not in looks]:
         for netns in new:
             look = looks[netns.inode] = _look(netns, root, config.tables, clock)
             discovery.note_held(netns.inode, look.held_elsewhere())
-    return Taken(list(looks.values()), discovery.denied, False, config, clock, discovery.left_out)
+    found = list(looks.values())
+    flows = _flows(found, root, config, clock)
+    return Taken(found, discovery.denied, False, config, clock, discovery.left_out, flows)
+
+
+def _flows(looks: Sequence[Look], root: ProcRoot, config: Config, clock: Clock) -> list[FlowSnapshot]:
+    # Sockets first: what a flow joins is there before it, and stays for as long as it.
+    if config.conntrack.mode == "off" or not root.is_live() or not has_conntrack(ProcRoot()):
+        return []
+    namespaces = [(look.netns, look.cookie) for look in looks]
+    return read_flows(namespaces, root, clock, config.conntrack.max_flows)
 
 
 def _look(netns: Netns, root: ProcRoot, tables: Tables, clock: Clock) -> OneLook:

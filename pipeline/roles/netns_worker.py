@@ -6,6 +6,7 @@ It lives in the host's namespace and enters another only for the length of one d
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -35,6 +36,8 @@ _log = logging.getLogger(__name__)
 # A first look at a great namespace stops after so much CPU time and goes on later: others wait behind it.
 _LOOK_LIMIT_CPU_S = 0.25
 _OVERDUE_S = 1.0
+# So much sooner, of the length of a pass, a short one may begin to be one of a round.
+_TOGETHER = 0.1
 # CPython specialises code after it ran eight times.
 _REHEARSALS = 10
 
@@ -44,6 +47,8 @@ class _Assigned:
     walk: NamespaceWalk
     publication: Publication
     life: int
+    is_seen: bool = False
+    is_amid_pass: bool = False
     published_s: float = 0.0
     told_denied: bool = False
     told_held: list[Elsewhere] = field(default_factory=list)
@@ -63,8 +68,13 @@ class NetnsWorker:
         self._root = ProcRoot(config.agent.proc_root)
         self._budget = CpuBudget(config.budget.cpu_percent / 100, clock.monotonic_s())
         self._assigned: dict[int, _Assigned] = {}
-        self._pending_looks: dict[int, None] = {}
+        # Namespaces to be looked at, in turn, and the oldest order to do so that is not carried out.
+        self._pending_looks: dict[int, int] = {}
+        # Those never looked at: they come first, also over the budget.
+        self._unseen: set[int] = set()
         self._order = 0
+        # When a round of short passes begins, one of many.
+        self._round_s = 0.0
         self._charged_cpu_s = 0.0
         self._stopped = self._walked_last = False
         self._spare: _Assigned | None = self._make_walk()
@@ -86,6 +96,8 @@ class NetnsWorker:
     def _sleep_s(self) -> float | None:
         """How long there is nothing to do; None: until told."""
         now_s = self._clock.monotonic_s()
+        if self._unseen:
+            return 0.0
         if self._pending_looks:
             return self._budget.ready_s(now_s) - now_s
         if not self._assigned:
@@ -94,19 +106,21 @@ class NetnsWorker:
         return max(due_s, self._budget.ready_s(now_s)) - now_s
 
     def _work(self) -> None:
-        """One look or one block, whichever is due, if the budget allows."""
+        """One look or one block, whichever is due, if the budget allows. A first look is taken in any case, and its
+        price is a debt to everything after it: an answer that is a little late is better than none."""
         now_s = self._clock.monotonic_s()
-        if self._budget.ready_s(now_s) > now_s:
+        if not self._unseen and self._budget.ready_s(now_s) > now_s:
             return
         # Over the budget a look is always waiting: then they take turns, or no pass would ever end, and what a search
         # can miss would stay missed.
-        self._walked_last = not self._walked_last and self._is_overdue(now_s)
+        self._walked_last = not self._unseen and not self._walked_last and self._is_overdue(now_s)
         if self._pending_looks and not self._walked_last:
-            netns = next(iter(self._pending_looks))
-            del self._pending_looks[netns]
-            self._look(netns)
-            if not self._pending_looks:
-                self._slot[ANSWERED] = self._order
+            netns = next(iter(self._unseen or self._pending_looks))
+            self._unseen.discard(netns)
+            order = self._pending_looks.pop(netns)
+            if not self._look(netns):
+                self._pending_looks[netns] = order
+            self._slot[ANSWERED] = min(self._pending_looks.values(), default=self._order + 1) - 1
         else:
             self._walk_due_block(now_s)
         used_cpu_s = self._clock.cpu_s()
@@ -121,11 +135,13 @@ class NetnsWorker:
         """Whether a block of a pass should have been read a while ago."""
         return any(now_s - entry.walk.pacer.due_s > _OVERDUE_S for entry in self._assigned.values())
 
-    def _look(self, netns: int) -> None:
+    def _look(self, netns: int) -> bool:
+        """Whether that was all there is to look at."""
         entry = self._assigned.get(netns)
         if entry is None:
-            return
-        walk = entry.walk
+            return True
+        walk, is_all = entry.walk, True
+        entry.is_seen = True
         try:
             walk.look(_LOOK_LIMIT_CPU_S)
         except Vanished:
@@ -138,11 +154,11 @@ class NetnsWorker:
             entry.told_denied = True
         else:
             self._slot[LOOKS] += 1
-            if walk.look_again:
-                self._pending_looks[netns] = None
-            elif walk.health.passes == 0 and walk.files:
+            is_all = not walk.look_again
+            if is_all and walk.health.passes == 0 and walk.files:
                 self._tell_held(netns, entry)  # every task was visited by this first look
         self._publish(entry)
+        return is_all
 
     def _walk_due_block(self, now_s: float) -> None:
         netns, entry = min(
@@ -152,6 +168,12 @@ class NetnsWorker:
             return
         ended = entry.walk.walk_block()
         self._slot[BLOCKS] += 1
+        if ended and not entry.is_amid_pass and len(self._assigned) > 1:
+            # Short passes stay together, see Fleet: those that had to wait for the budget meet again.
+            target_s, pacer = self._config.walk.target_s, entry.walk.pacer
+            rounds = math.ceil((pacer.due_s - self._round_s) / target_s - _TOGETHER)
+            pacer.begin(self._round_s + rounds * target_s)
+        entry.is_amid_pass = not ended
         # Asked here, as what a function touches is memory of each idle worker.
         if ended and (entry.walk.files or entry.told_held):
             self._tell_held(netns, entry)
@@ -216,7 +238,7 @@ class NetnsWorker:
         entry, self._spare = self._spare or self._make_walk(), None
         entry.life = message["life"]
         entry.publication.segment.path, entry.publication.send = message["segment"], self._send
-        start_s = self._clock.monotonic_s() + message["delay_s"]
+        start_s = self._round_s = self._clock.monotonic_s() + message["delay_s"]
         entry.walk.begin(message["netns"], message["life"], start_s)
         entry.walk.paths = tuple(message["paths"])
         entry.walk.set_members([Task(*task) for task in message["tasks"]], ())
@@ -232,8 +254,14 @@ class NetnsWorker:
         self._assigned[message["netns"]].walk.paths = tuple(message["paths"])
 
     def _obey_look(self, message: dict[str, Any]) -> None:
-        self._pending_looks.update(dict.fromkeys(message["netns"]))
         self._order = message["order"]
+        for netns in message["netns"]:
+            entry = self._assigned.get(netns)
+            if entry is None or (netns in message["still"] and entry.walk.is_as_seen):
+                continue
+            self._pending_looks.setdefault(netns, self._order)
+            if not entry.is_seen:
+                self._unseen.add(netns)
 
     def _obey_share(self, message: dict[str, Any]) -> None:
         self._budget.set_share(message["cpu"], self._clock.monotonic_s())
@@ -241,6 +269,7 @@ class NetnsWorker:
     def _obey_drop(self, message: dict[str, Any]) -> None:
         entry = self._assigned.pop(message["netns"], None)
         self._pending_looks.pop(message["netns"], None)
+        self._unseen.discard(message["netns"])
         if entry is not None:
             entry.publication.segment.close()
         if message["tell"]:
@@ -271,7 +300,7 @@ def rehearse(config: Config, clock: Clock, slot: Slot, segment: str) -> None:
     for number in range(_REHEARSALS):
         ours.send({"op": "share", "cpu": 1.0}, clock.monotonic_s())
         ours.send({"op": "members", "netns": netns, "added": [task], "removed": []}, clock.monotonic_s())
-        ours.send({"op": "look", "netns": [netns], "order": number}, clock.monotonic_s())
+        ours.send({"op": "look", "netns": [netns], "still": [], "order": number}, clock.monotonic_s())
         if worker._control.wait(worker._sleep_s()):
             worker._obey_all()
         worker._work()

@@ -57,7 +57,7 @@ class Single:
         if ended is not None:
             self.changes += 1
             _log.warning(
-                "the %s ended (%s); starting it again in %.1f s",
+                "the %s process ended (%s); starting it again in %.1f s",
                 self._role,
                 ended,
                 self.child.start_at_s - now_s,

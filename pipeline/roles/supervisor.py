@@ -5,6 +5,7 @@ It never has a ZeroMQ context (a forked child would see it as its own), and fork
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import select
@@ -16,7 +17,7 @@ from pipeline.clock import Clock
 from pipeline.config import Config
 from pipeline.discover import Discovery, diff
 from pipeline.errors import SockscopeError
-from pipeline.gate import Counters, Gate, GateSettings, Verdict, read_counters
+from pipeline.gate import CounterReader, Counters, Gate, GateSettings, Verdict
 from pipeline.kernel.enter import inside, open_netns
 from pipeline.model.netns import Netns, NetnsInode, WorkerRow
 from pipeline.model.process import Task
@@ -47,6 +48,8 @@ _SPARE_SLOTS = 8
 # How often namespaces may come due at the gate.
 _GATE_PERIOD_S = 0.25
 _TELL_AGAIN_S = 60.0
+# From so many namespaces on, those that are there at the start are not taken to be busy.
+_MANY = 100
 # How often the gate's proofs alone are worth writing: well within what makes a namespace stale.
 _ROSTER_PERIOD_S = 5.0
 
@@ -78,6 +81,7 @@ class Supervisor:
         self._known: dict[NetnsInode, Netns] = {}
         # Less by the tick that finds it due: nobody waits longer than the setting says.
         idle_interval_s = max(tables.interval_s, tables.idle_interval_s - _GATE_PERIOD_S)
+        self._counters = CounterReader()
         self._gate = Gate(GateSettings(tables.interval_s, idle_interval_s, tables.full_interval_s))
         worker_slots = config.workers.max + _SPARE_SLOTS
         self._board = Board(worker_slots + 3)
@@ -128,6 +132,7 @@ class Supervisor:
 
     def _loop(self, end_s: float) -> None:
         scan_s = gate_s = share_s = self._clock.monotonic_s()
+        ready_fds: set[int] = set()
         while not self._stopping and (now_s := self._clock.monotonic_s()) < end_s:
             if now_s >= scan_s:
                 self._discover(now_s)
@@ -138,7 +143,7 @@ class Supervisor:
             if now_s >= share_s + _SHARE_PERIOD_S:
                 self._share_out(now_s - share_s, now_s)
                 share_s = now_s
-            self._tend_workers(now_s)
+            self._tend_workers(now_s, ready_fds)
             if self._flow_watch is not None:
                 self._flow_watch.tend(now_s)
             self._tend_aggregator(now_s)
@@ -153,17 +158,21 @@ class Supervisor:
             self._told_none = True
             _log.warning("no namespace is called %s", " or ".join(self._only_netns))
         changes = diff(self._known, found)
+        # Hardly any of many namespaces is at work just now, and to ask each of them every second for a minute would
+        # take the budget that their first looks need.
+        is_settled = not self._known and len(found) > _MANY
         before, self._known = self._known, found
         for inode in changes.gone:
             self._fleet.remove(inode, now_s)
             if self._flow_watch is not None:
                 self._flow_watch.remove(inode, now_s)
             self._gate.remove(inode)
+            self._counters.forget(inode)
         for inode in changes.appeared:
             self._fleet.add(found[inode], now_s)
             if self._flow_watch is not None:
                 self._flow_watch.add(found[inode], now_s)
-            self._gate.add(inode, now_s)
+            self._gate.add(inode, now_s, is_settled=is_settled)
         for inode in (changes.members.keys() | set(changes.remounted)) & before.keys():
             self._fleet.update(found[inode], changes.members.get(inode), now_s)
             if self._flow_watch is not None:
@@ -173,18 +182,23 @@ class Supervisor:
 
     def _check_gate(self, now_s: float) -> None:
         looks: list[int] = []
+        unproven: set[int] = set()
         for inode in self._gate.due(now_s):
             verdict = self._gate.check(inode, self._read_counters(self._known[NetnsInode(inode)]), now_s)
-            if verdict is Verdict.LOOK:
-                looks.append(inode)
-            elif verdict is Verdict.UNCHANGED:
+            if verdict is Verdict.UNCHANGED or verdict is Verdict.REFRESH:
                 self._fleet.proven(inode, now_s)
-        self._fleet.order_looks(looks, now_s)
+            if verdict is Verdict.LOOK:
+                unproven.add(inode)
+            if verdict is Verdict.LOOK or verdict is Verdict.REFRESH:
+                looks.append(inode)
+        self._fleet.order_looks(looks, now_s, unproven)
+        if self._flow_watch is not None:
+            self._flow_watch.stir(sorted(unproven), now_s)
 
     def _read_counters(self, netns: Netns) -> Counters | None:
         """The gate's counters; of a namespace without processes, from inside it. None: they cannot be read."""
         if netns.tasks or not netns.paths:
-            return read_counters(self._root, netns.tasks)
+            return self._counters.read(netns.inode, self._root, netns.tasks)
         try:
             netns_fd = open_netns(netns.paths[0], netns.inode)
         except SockscopeError:
@@ -192,7 +206,7 @@ class Supervisor:
         try:
             with inside(netns_fd):
                 # Our own /proc/PID/net is that of the main thread, which is where we are.
-                return read_counters(ProcRoot(), [Task(os.getpid(), os.getpid())])
+                return self._counters.read(netns.inode, ProcRoot(), [Task(os.getpid(), os.getpid())])
         except SockscopeError:
             return None
         finally:
@@ -211,10 +225,10 @@ class Supervisor:
             self._fleet.rebalance(self._gate.busy(now_s), now_s)
         self._fleet.set_shares(max(budget - others, budget * _WORKERS_PART), period_s, now_s)
 
-    def _tend_workers(self, now_s: float) -> None:
+    def _tend_workers(self, now_s: float, ready_fds: set[int]) -> None:
         """A lost nursery takes its workers with it: they are reaped, and started again by the next one."""
         try:
-            self._fleet.tend(now_s)
+            self._fleet.tend(now_s, ready_fds)
         except NurseryLost as error:
             _log.warning("%s; starting another one", error)
             if self._nursery is not None:
@@ -287,6 +301,8 @@ class Supervisor:
     def _fork_ebpf_worker(self, control: Control) -> Forked:
         def main() -> None:
             pusher = Pusher(self._runtime_dir.path_of("ingest.ipc"))
+            # It would look at all that a pass tells, several times in each; the worker collects now and then.
+            gc.disable()
             EbpfWorker(
                 control,
                 self._board.slot(self._ebpf_index),
@@ -337,7 +353,8 @@ class Supervisor:
         backoff_s = config.workers.restart_backoff_s
         single = Single("conntrack", self._conntrack_main, self._board, index, backoff_s, self._own_fds)
         budget_cpu = config.budget.cpu_percent / 100
-        return FlowWatch(single, self._board.slot(index), self._folder, self._root, budget_cpu)
+        slot, idle_interval_s = self._board.slot(index), config.conntrack.idle_interval_s
+        return FlowWatch(single, slot, self._folder, self._root, budget_cpu, idle_interval_s)
 
     def _conntrack_main(self, control: Control) -> None:
         """In the child."""

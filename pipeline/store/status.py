@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pipeline import __version__
@@ -16,6 +17,8 @@ FROM namespace n"""
 _CONNECTION_COUNTS = """
 SELECT count(*), coalesce(sum(state IN ('ESTABLISHED', 'LISTEN') AND owner_role IS NOT NULL), 0),
   coalesce(sum(state IN ('ESTABLISHED', 'LISTEN') AND owner_role IS NULL), 0) FROM connection"""
+_AGES = f"SELECT {AGE_S} FROM namespace n WHERE n.taken_at_s NOT NULL"
+_WALK_AGES = "SELECT monotonic_s() - n.walked_at_s FROM namespace n WHERE n.walked_at_s NOT NULL"
 _LOSSES = """
 SELECT e.key, sum(e.value) FROM namespace n, json_each(n.health) e GROUP BY e.key
 UNION ALL SELECT name, count FROM loss ORDER BY 1"""
@@ -50,15 +53,8 @@ def read_status(reader: Reader) -> dict[str, Any]:
     )
     (namespaces,) = reader.rows(_NAMESPACE_COUNTS)
     ((connections, owned, unowned),) = reader.rows(_CONNECTION_COUNTS)
-    ages = sorted(
-        age for (age,) in reader.rows(f"SELECT {AGE_S} FROM namespace n WHERE n.taken_at_s NOT NULL")
-    )
-    confirmed = sorted(
-        age
-        for (age,) in reader.rows(
-            "SELECT monotonic_s() - n.walked_at_s FROM namespace n WHERE n.walked_at_s NOT NULL"
-        )
-    )
+    ages = sorted(age for (age,) in reader.rows(_AGES))
+    walked = sorted(age for (age,) in reader.rows(_WALK_AGES))
     budget = reader.rows("SELECT cpu_percent, used_percent FROM budget")
     return {
         "ready": bool(ready),
@@ -71,15 +67,20 @@ def read_status(reader: Reader) -> dict[str, Any]:
         "connections": connections,
         "owned": owned,
         "unowned": unowned,
-        "age_p50_s": ages[(len(ages) - 1) // 2] if ages else None,
-        "age_p95_s": ages[(len(ages) * 95 - 1) // 100] if ages else None,
-        "age_max_s": ages[-1] if ages else None,
-        "owner_age_p50_s": confirmed[(len(confirmed) - 1) // 2] if confirmed else None,
-        "owner_age_max_s": confirmed[-1] if confirmed else None,
+        "age_p50_s": _percentile(ages, 50),
+        "age_p95_s": _percentile(ages, 95),
+        "age_max_s": _percentile(ages, 100),
+        "owner_age_p50_s": _percentile(walked, 50),
+        "owner_age_max_s": _percentile(walked, 100),
         "budget": dict(zip(("cpu_percent", "used_percent"), budget[0], strict=True)) if budget else None,
         "losses": dict(reader.rows(_LOSSES)),
         "workers": [_worker(row) for row in reader.rows(_WORKERS)],
     }
+
+
+def _percentile(ages_s: Sequence[float], percent: int) -> float | None:
+    """The age that so many percent of these, which are in order, do not exceed; None of none."""
+    return ages_s[(len(ages_s) * percent - 1) // 100] if ages_s else None
 
 
 def _worker(row: tuple[Any, ...]) -> dict[str, Any]:

@@ -20,8 +20,14 @@ from pipeline.model.held_socket import HeldSocket
 from pipeline.model.socket_row import SocketRow, socket_key
 
 # Old states of a close after which the kernel keeps the tuple for a while: tcp_time_wait(), net/ipv4/tcp_minisocks.c.
+# An orphan may stay in FIN_WAIT2 there, which the next dump shows.
 _WAITING_S = 60.0
 _WAITING_AFTER = frozenset((State.FIN_WAIT2, State.CLOSING))
+# What ends in another state (a listener, a UDP socket without a peer) was no connection.
+_CONNECTED: dict[int, frozenset[State]] = {
+    Proto.TCP: frozenset(State) - {State.LISTEN},
+    Proto.UDP: frozenset((State.ESTABLISHED,)),
+}
 
 
 @dataclass(slots=True)
@@ -123,30 +129,29 @@ class Sockets:
 
     def take_pass(self, held: Iterable[HeldSocket], began_s: float) -> None:
         """Takes a whole pass that began at `began_s`: the descriptors on this namespace's sockets."""
-        shown: set[SocketKey] = set()
-        # Held by somebody else than is known; by whom it is known, if it is.
+        # Every row of every pass comes by here: no more is done with one that is as it was than has to be.
+        open_sockets, ended = self.open, self._ended
+        # Held by somebody else than is known.
         others: dict[SocketKey, HeldSocket] = {}
-        confirmed: set[SocketKey] = set()
+        held = held if isinstance(held, list) else list(held)
         for one in held:
             row = one[7]
             key: SocketKey = row[7]
-            if key in self._ended:
+            if ended and key in ended:
                 continue
-            shown.add(key)
-            known = self.open.get(key)
+            known = open_sockets.get(key)
             if known is None:
                 known = Socket(row, one[8])
                 self._put(key, known)
-            else:
+            elif known.row != row:
                 self._see(key, known, row, began_s)
             known.held = True
-            if known.pid == one[0] and known.start_ticks == one[1]:
-                confirmed.add(key)
-            else:
+            if known.pid != one[0] or known.start_ticks != one[1]:
                 best = others.get(key)
                 others[key] = one if best is None or _rank(one) > _rank(best) else best
-        for key in others.keys() - confirmed:
-            self._hand_over(self.open[key], others[key], began_s)
+        shown = {one[7][7] for one in held} - ended.keys()
+        if others:
+            self._hand_over_all(others, held, began_s)
         for key in self.open.keys() - shown:
             known = self.open[key]
             if known.held and known.event_s < began_s:
@@ -155,6 +160,16 @@ class Sockets:
         self.doubtful -= shown
         self.unplaced = {key for key in self.unplaced - shown if self.open[key].event_s >= began_s}
         self._ended = {key: ended_s for key, ended_s in self._ended.items() if ended_s >= began_s}
+
+    def _hand_over_all(
+        self, others: Mapping[SocketKey, HeldSocket], held: Iterable[HeldSocket], began_s: float
+    ) -> None:
+        """Where a pass showed holders (`others`: the best of them) and not the known one."""
+        holders = {(one[7][7], one[0], one[1]) for one in held if one[7][7] in others}
+        for key, best in others.items():
+            known = self.open[key]
+            if (key, known.pid, known.start_ticks) not in holders:
+                self._hand_over(known, best, began_s)
 
     def take_process(self, pid: int, held: Iterable[HeldSocket], began_s: float) -> None:
         """Takes what one process holds of this namespace's sockets. What it does not hold may be somebody else's."""
@@ -246,7 +261,7 @@ class Sockets:
         self._ended[key] = event.time_s
         if known is None or twice:
             return
-        if event.state != State.LISTEN:
+        if event.state in _CONNECTED[event.proto]:
             pid, start_ticks, comm = (
                 (event.pid, event.start_ticks, event.comm)
                 if event.pid

@@ -27,9 +27,6 @@ _SUBSCRIPTION_OVERHEAD_BYTES = 16
 _MAX_SUBSCRIPTION_BYTES = 1024
 # Small, so that a peer who subscribes without end is read in small parts and not in one that has no end.
 _SUBSCRIPTIONS_QUEUED = 16
-_RECEIVES_PER_PUMP = 256
-# So many pumps in a row that did not come to the end: somebody subscribes faster than we read.
-_MAX_UNFINISHED_PUMPS = 64
 # From here on it is worth knowing when a message has left: what is smaller is bounded by the high-water mark.
 _TRACKED_FROM_BYTES = 4096
 _RECONNECT_MS = 20
@@ -57,9 +54,13 @@ class FeedSocket:
         high_water_mark: int,
         mode: int = 0o660,
         gid: int | None = None,
+        receives_per_pump: int = 256,
+        max_unfinished_pumps: int = 64,
     ) -> None:
         """Watches its socket in `poller`, so that the wait ends when there is something to `pump`.
 
+        More than `max_unfinished_pumps` in a row that each read `receives_per_pump` subscriptions and did not come to
+        the end are a flood: somebody subscribes faster than we read.
         Raises: ConfigError, Denied, as `bind_ipc`.
         """
         self.resets = 0
@@ -68,6 +69,8 @@ class FeedSocket:
         self._high_water_mark = high_water_mark
         self._mode = mode
         self._gid = gid
+        self._receives_per_pump = receives_per_pump
+        self._max_unfinished_pumps = max_unfinished_pumps
         self._bound: os.stat_result | None = None
         self._subscriptions: set[bytes] = set()
         self._subscribed_bytes = 0
@@ -105,7 +108,7 @@ class FeedSocket:
         """The subscriptions that came in since the last call, also those that somebody else has already."""
         self._forget_sent()
         came: list[str] = []
-        for _ in range(_RECEIVES_PER_PUMP):
+        for _ in range(self._receives_per_pump):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -123,7 +126,7 @@ class FeedSocket:
                 self._reset(f"{len(self._subscriptions)} different subscriptions")
                 return []
         self._unfinished += 1
-        if self._unfinished > _MAX_UNFINISHED_PUMPS:
+        if self._unfinished > self._max_unfinished_pumps:
             self._reset("a flood of subscriptions")
         return came
 

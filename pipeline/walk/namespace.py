@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 
 ROLE = "netns"
 _RELIST_PASSES = 6
+# How old a look may become where the gate has proof that nothing changed, and nothing waits to be accepted: a look
+# walks the host's whole TCP hash, whatever is in it of this namespace.
+_STILL_LOOK_S = 600.0
 
 
 class NamespaceWalk:
@@ -129,6 +132,12 @@ class NamespaceWalk:
                 # A first search visits every task.
                 self._walked_at_s, self._searched_since_s = self._taken_at_s, self._first_look_s
 
+    @property
+    def is_as_seen(self) -> bool:
+        """Whether the last look still holds where the gate's counters stand still."""
+        age_s = self._clock.monotonic_s() - self._taken_at_s
+        return self.health.looks > 0 and not self._table.has_waiting and age_s < _STILL_LOOK_S
+
     def walk_block(self) -> bool:
         """The next block of the paced pass; True when it ended the pass.
 
@@ -153,10 +162,10 @@ class NamespaceWalk:
         self.health.passes += 1
         if plan.late:
             self.health.passes_late += 1
-            # Of many in a row the counter tells.
-            if not self._was_late:
+            # Of many in a row the counter tells; the first may have to wait until the first looks are paid for.
+            if not self._was_late and self.health.passes > 1:
                 _log.warning("a pass over %d tasks took longer than its target allows", len(self._tasks))
-        self._was_late = plan.late
+        self._was_late = plan.late and self.health.passes > 1
         return True
 
     def held_elsewhere(self) -> list[Elsewhere]:

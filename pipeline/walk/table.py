@@ -37,7 +37,8 @@ class TableChange(NamedTuple):
 class ConnectionTable:
     """The latest rows of one namespace and the identity each was published under.
 
-    `inodes`: those of all rows, without 0.
+    `inodes`: those of all rows, without 0. `has_waiting`: whether there are rows with that: connections that nobody
+    accepted yet, or that are being closed.
     """
 
     def __init__(self) -> None:
@@ -49,6 +50,7 @@ class ConnectionTable:
         self._devices: dict[int, str] = {}
         self._left: set[int] = set()
         self.inodes: set[int] = set()
+        self.has_waiting = False
 
     def update(self, reading: Reading) -> TableChange:
         """Takes a reading; returns rows added or changed, and the keys of those gone."""
@@ -73,6 +75,7 @@ class ConnectionTable:
         if changed or gone:
             before_inodes = self.inodes
             self.inodes = {row[9] for rows in self._rows.values() for row in rows}
+            self.has_waiting = 0 in self.inodes
             self.inodes.discard(0)
             self._left |= before_inodes - self.inodes
         return TableChange(list(changed.values()), list(gone))

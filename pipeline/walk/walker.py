@@ -62,11 +62,11 @@ class Walker:
         for _ in self._visit_in_blocks(task, _Room(1 << 30)):
             raise AssertionError("a visit in one block does not stop")
 
-    def identify(self, task: Task) -> Process | None:
+    def identify(self, task: Task, *, anew: bool = False) -> Process | None:
         """The process of a task, without its descriptors; None for a kernel thread, and where it may not be read or
-        has vanished, which is counted."""
+        has vanished, which is counted. `anew`: its container too, where it is known already."""
         self._kernel_threads.discard(task)
-        known = self.holdings.files.get(task)
+        known = None if anew else self.holdings.files.get(task)
         try:
             process = self._read_process(task, known.process if known else None)
         except (Vanished, Denied, Malformed) as error:

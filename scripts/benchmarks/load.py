@@ -98,13 +98,15 @@ class Pipeline:
 
 
 @contextlib.contextmanager
-def pipeline(pattern: str | Sequence[str], namespaces: int, config: Path | None = None) -> Iterator[Pipeline]:
+def pipeline(
+    pattern: str | Sequence[str], namespaces: int, config: Path | None = None, ebpf: str = "off"
+) -> Iterator[Pipeline]:
     """One that watches the namespaces whose name matches (one of them). Raises: ChildProcessError, TimeoutError."""
     patterns = [pattern] if isinstance(pattern, str) else pattern
     with tempfile.TemporaryDirectory(prefix="sockscope-bench-") as runtime_dir:
         options = ["--config", str(config)] if config is not None else []
         command = [
-            *SOCKSCOPE, "run", "--runtime-dir", runtime_dir, *(f"--netns={one}" for one in patterns),
+            *SOCKSCOPE, "run", "--runtime-dir", runtime_dir, *(f"--netns={one}" for one in patterns), "--ebpf", ebpf,
             "--duration", str(_LIFE_S), "--log-level", "warning", *options,
         ]  # fmt: skip
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, env=clean_environment())

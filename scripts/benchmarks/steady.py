@@ -1,4 +1,4 @@
-"""Cases of a pipeline that runs and has little to do: `background` and `many-namespaces`."""
+"""Cases of a pipeline that runs and has little to do: `background`, also with eBPF, and `many-namespaces`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scripts.benchmarks.load import Load, helper, load, pipeline
 from scripts.benchmarks.measure import Effort, Row, TreeMeter, pss_bytes, row_of_runs, tree_pss_bytes
 
 _BACKGROUND_GOAL_PERCENT = 2.0
+_EBPF_BACKGROUND_GOAL_PERCENT = 1.0
 _BACKGROUND_GOAL_MB = 120.0
 _MANY_SMALL = 60
 _MANY_SMALL_GOAL_PERCENT = 5.0
@@ -51,10 +52,11 @@ def _measure(pid: int, effort: Effort, settle_s: float, roles: dict[int, str]) -
 
 
 def _measure_pipeline(
-    made: Load, namespaces: int, effort: Effort, settle_s: float, workers: list[float] | None = None
-) -> Steady:
+    made: Load, namespaces: int, effort: Effort, settle_s: float, workers: list[float] | None = None,
+    ebpf: str = "off",
+) -> Steady:  # fmt: skip
     """Of a pipeline of its own; appends the memory of its netns workers, in MB, to `workers`."""
-    with pipeline(made.pattern, namespaces) as running:
+    with pipeline(made.pattern, namespaces, ebpf=ebpf) as running:
         with Client(running.runtime_dir) as client:
             roles = {row["pid"]: row["role"] for row in client.status()["workers"]}
         steady = _measure(running.pid, effort, settle_s, roles)
@@ -84,19 +86,28 @@ def _roles_note(runs: list[Steady]) -> str:
 
 def background(effort: Effort) -> list[Row]:
     """One large namespace where nothing changes, watched."""
+    return _background("background", effort, "off", _BACKGROUND_GOAL_PERCENT)
+
+
+def ebpf_background(effort: Effort) -> list[Row]:
+    """One large namespace where nothing changes, watched with eBPF."""
+    return _background("ebpf-background", effort, "require", _EBPF_BACKGROUND_GOAL_PERCENT)
+
+
+def _background(case: str, effort: Effort, ebpf: str, goal_percent: float) -> list[Row]:
     processes, sockets = (4, 50) if effort.quick else (20, 500)
     with load(1, processes, sockets) as made:
-        ours = [_measure_pipeline(made, 1, effort, effort.settle_s) for _ in range(effort.runs)]
+        ours = [_measure_pipeline(made, 1, effort, effort.settle_s, ebpf=ebpf) for _ in range(effort.runs)]
         procspy = [_measure_procspy(made.inodes, effort) for _ in range(effort.runs)]
     what = f"{processes} processes x {sockets} sockets in one namespace, steady"
     return [
         row_of_runs(
-            "background", f"{what}: CPU", "% of a core", [one.cpu_percent for one in ours],
-            [one.cpu_percent for one in procspy], peer_name="procspy", goal=_BACKGROUND_GOAL_PERCENT,
+            case, f"{what}: CPU", "% of a core", [one.cpu_percent for one in ours],
+            [one.cpu_percent for one in procspy], peer_name="procspy", goal=goal_percent,
             note=_roles_note(ours),
         ),
         row_of_runs(
-            "background", f"{what}: memory of all processes", "MB", [one.total_mb for one in ours],
+            case, f"{what}: memory of all processes", "MB", [one.total_mb for one in ours],
             [one.total_mb for one in procspy], peer_name="procspy", goal=_BACKGROUND_GOAL_MB,
         ),
     ]  # fmt: skip

@@ -37,7 +37,10 @@ def sockscope(tmp_path: Path) -> Sockscope:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("SOCKSCOPE_")}
         clean["SOCKSCOPE_RUNTIME_DIR"] = str(tmp_path / "run")
         command = [sys.executable, "-m", "pipeline.cli", *arguments]
-        return subprocess.run(command, capture_output=True, env=clean | (env or {}), timeout=60)
+        completed = subprocess.run(command, capture_output=True, env=clean | (env or {}), timeout=60)
+        # pytest shows it where the test fails.
+        print(arguments, completed.returncode, completed.stderr.decode())
+        return completed
 
     return run
 

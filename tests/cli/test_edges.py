@@ -24,6 +24,14 @@ def test_edges_is_a_table_of_both_ends_with_a_dash_for_what_is_not_here(sockscop
     ]
 
 
+@pytest.mark.parametrize("netns", ["box", "web"])
+def test_both_ends_have_the_names_of_their_namespaces_where_one_of_them_is_asked_for(
+    sockscope: Sockscope, netns: str
+) -> None:
+    lines = [line.split() for line in sockscope("edges", "--netns", netns).stdout.decode().splitlines()]
+    assert ["box", "web"] in [[line[1], line[4]] for line in lines]
+
+
 def test_edges_as_json_have_both_ends_as_maps(sockscope: Sockscope) -> None:
     (row,) = json.loads(sockscope("edges", "--netns", "box", "--json").stdout)
     assert (row["proto"], row["connections"], row["ambiguous"], row["nat"]) == ("tcp", 1, False, None)

@@ -30,6 +30,12 @@ def test_only_the_largest_are_shown_and_all_are_counted() -> None:
     assert answered.total == 3
 
 
+def test_rows_are_counted_by_their_translation_too() -> None:
+    nat = {"original": {"dst": "10.0.0.1"}, "translated": {"dst": "10.0.0.2"}}
+    answered = grouped([[nat, 1], [None, 1], [dict(nat), 1]], ("nat", "n"))
+    assert answered.listing.rows == [(nat, 1, 2), (None, 1, 1)]
+
+
 @pytest.mark.usefixtures("filled")
 def test_connections_are_counted_by_fields_of_the_contract(sockscope: Sockscope) -> None:
     rows = json.loads(sockscope("connections", "--group-by", "netns,state", "--json").stdout)

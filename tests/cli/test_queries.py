@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from pipeline.cli.connections import CLOSED_FIELDS, closed_view
+from pipeline.cli.render import Listing
 from pipeline.store.writer import Store
 from tests.cli.conftest import BOX, Sockscope, fill
 
@@ -47,6 +49,18 @@ def test_filters_of_the_command_line_reach_the_query(
 ) -> None:
     completed = sockscope("connections", "--json", "--fields", "cookie", *arguments)
     assert sorted(row["cookie"] for row in json.loads(completed.stdout)) == keys
+
+
+def test_closed_connections_name_their_last_owner_as_the_open_ones_do() -> None:
+    ends = ("10.0.0.1", 40001, "fd00::2", 443)
+    rows = [
+        (7, "web", "tcp", *ends, "outbound", 701, "nginx", 0.25, 10, 20),
+        (8, None, "tcp", *ends, "outbound", None, None, None, None, None),
+    ]
+    assert closed_view(Listing(CLOSED_FIELDS, rows)).rows == [
+        ("web", "tcp", "10.0.0.1:40001", "[fd00::2]:443", "outbound", "701/nginx", 0.25, 10, 20),
+        (8, "tcp", "10.0.0.1:40001", "[fd00::2]:443", "outbound", None, None, None, None),
+    ]
 
 
 @pytest.mark.usefixtures("filled")

@@ -45,7 +45,7 @@ def pipeline(
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
 
 
 def log_of(runtime_dir: Path) -> Path:
@@ -83,7 +83,7 @@ def test_run_answers_with_this_process_as_owner_and_leaves_nothing(
         segments = Path(os.readlink(runtime_dir / "segments"))
         assert segments.parent == Path("/dev/shm")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     assert {path.name for path in runtime_dir.iterdir()} <= {"lock"}
     assert not segments.exists()
     merged = [line for line in log_of(runtime_dir).read_text().splitlines() if "merged" in line]
@@ -104,7 +104,7 @@ def test_a_second_run_in_the_same_directory_exits_1_and_names_the_first(
 
 def test_run_ends_by_itself_after_its_duration(tmp_path: Path) -> None:
     with pipeline(tmp_path / "run", "--netns", own_netns(), "--duration", "1") as process:
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
 
 
 def test_run_that_is_stopped_while_it_starts_leaves_nothing(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_run_that_is_stopped_while_it_starts_leaves_nothing(tmp_path: Path) -> N
     with pipeline(runtime_dir, "--netns", own_netns()) as process:
         wait_until((runtime_dir / "lock").exists, timeout_s=30)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     assert [path.name for path in runtime_dir.iterdir()] == ["lock"]
     assert "Traceback" not in log_of(runtime_dir).read_text()
 
@@ -135,7 +135,7 @@ def test_an_ordinary_user_gets_own_processes_a_sentence_and_exit_0(
     with pipeline(runtime_dir, "--netns", own_netns(), prefix=tuple(ORDINARY)) as process:
         wait_until(lambda: sockscope("status").returncode == 0, timeout_s=30)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=60) == 0
     assert log_of(runtime_dir).read_text().count("CAP_SYS_PTRACE") == 1
 
 

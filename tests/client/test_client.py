@@ -22,7 +22,7 @@ from tests.sample_state import BLUE, HOST, snapshot
 @pytest.fixture
 def client(tmp_path: Path, store: Store) -> Iterator[Client]:
     server = Server(tmp_path, lambda: partial(answer_bytes, Reader(store.path, ManualClock(now_s=100.0))))
-    with Client(str(tmp_path), timeout_s=10.0) as client:
+    with Client(str(tmp_path), timeout_s=60.0) as client:
         yield client
     server.close()
 
@@ -100,7 +100,7 @@ def test_late_answer_to_a_request_given_up_is_not_taken_for_the_next_one(
         def answer(data: bytes) -> bytes:
             requests.append(data)
             if len(requests) == 1:
-                held_up.wait(30.0)
+                held_up.wait(60.0)
             return answer_bytes(reader, data)
 
         return answer
@@ -110,7 +110,7 @@ def test_late_answer_to_a_request_given_up_is_not_taken_for_the_next_one(
         with pytest.raises(NoAggregator):
             client.namespaces()
         held_up.set()
-        client._requester.timeout_s = 10.0
+        client._requester.timeout_s = 60.0
         assert client.status()["host"] == "testhost"
     server.close()
 

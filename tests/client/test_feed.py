@@ -34,7 +34,7 @@ class Aggregator:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
-        assert self._ready.wait(10.0)
+        assert self._ready.wait(60.0)
 
     def merge(self, *snapshots: Snapshot) -> None:
         self._orders.append(list(snapshots))
@@ -90,7 +90,7 @@ def follow_until(feed: Feed, condition: Callable[[], bool]) -> list[Change]:
         changes.extend(feed.changes(0.1))
         return condition()
 
-    wait_until(holds, 20.0)
+    wait_until(holds)
     return changes
 
 
@@ -99,9 +99,9 @@ def test_first_comes_all_there_is_and_then_what_changes(
 ) -> None:
     aggregator = start("run-1")
     aggregator.merge(snapshot(HOST, connections=[connection(1), connection(2)]))
-    with Feed(str(tmp_path), timeout_s=10.0) as feed:
+    with Feed(str(tmp_path), timeout_s=60.0) as feed:
         assert (feed.synchronised, feed.epoch) == (False, None)
-        assert [change.kind for change in feed.changes(10.0)] == [Kind.OPENED, Kind.OPENED]
+        assert [change.kind for change in feed.changes(60.0)] == [Kind.OPENED, Kind.OPENED]
         assert (feed.synchronised, feed.epoch, keys(feed)) == (True, "run-1", ["1", "2"])
         aggregator.merge(snapshot(HOST, 2, base=False, gone_connections=[1]))
         (change,) = follow_until(feed, lambda: keys(feed) == ["2"])
@@ -112,7 +112,7 @@ def test_first_comes_all_there_is_and_then_what_changes(
 def test_iterating_gives_every_change(tmp_path: Path, start: Callable[[str], Aggregator]) -> None:
     aggregator = start("run-1")
     aggregator.merge(snapshot(HOST, connections=[connection(1)]))
-    with Feed(str(tmp_path), timeout_s=10.0) as feed:
+    with Feed(str(tmp_path), timeout_s=60.0) as feed:
         changes = iter(feed)
         assert next(changes).row["key"] == "1"
         aggregator.merge(snapshot(BLUE, connections=[connection(2)]))
@@ -121,16 +121,16 @@ def test_iterating_gives_every_change(tmp_path: Path, start: Callable[[str], Agg
 
 def test_nothing_new_is_no_change(tmp_path: Path, start: Callable[[str], Aggregator]) -> None:
     start("run-1")
-    with Feed(str(tmp_path), timeout_s=10.0) as feed:
+    with Feed(str(tmp_path), timeout_s=60.0) as feed:
+        assert follow_until(feed, lambda: feed.synchronised) == []
         assert feed.changes(0.3) == []
-        assert feed.synchronised
 
 
 def test_another_aggregator_is_followed_from_its_state_on(
     tmp_path: Path, start: Callable[[str], Aggregator]
 ) -> None:
     start("run-1").merge(snapshot(HOST, connections=[connection(1), connection(2)]))
-    with Feed(str(tmp_path), timeout_s=10.0) as feed:
+    with Feed(str(tmp_path), timeout_s=60.0) as feed:
         follow_until(feed, lambda: keys(feed) == ["1", "2"])
         start("run-2").merge(snapshot(HOST, connections=[connection(2), connection(3)]))
         changes = follow_until(feed, lambda: keys(feed) == ["2", "3"])
@@ -144,7 +144,7 @@ def test_another_aggregator_is_followed_from_its_state_on(
 def test_only_the_namespaces_named_are_followed(tmp_path: Path, start: Callable[[str], Aggregator]) -> None:
     aggregator = start("run-1")
     aggregator.merge(snapshot(HOST, connections=[connection(1)]), snapshot(BLUE, connections=[connection(2)]))
-    with Feed(str(tmp_path), netns=[BLUE], timeout_s=10.0) as feed:
+    with Feed(str(tmp_path), netns=[BLUE], timeout_s=60.0) as feed:
         follow_until(feed, lambda: keys(feed) == ["2"])
         aggregator.merge(snapshot(HOST, 2, base=False, connections=[connection(3)]))
         aggregator.merge(snapshot(BLUE, 2, base=False, connections=[connection(4)]))

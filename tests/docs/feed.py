@@ -15,7 +15,7 @@ from pipeline.model.snapshot import Health, Snapshot
 from pipeline.roles.publisher import Publisher
 from tests.docs.world import DB, WEB, row, whole, world
 
-_DEADLINE_S = 10.0
+_DEADLINE_S = 60.0
 
 
 class _Subscriber:

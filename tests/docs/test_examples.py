@@ -37,7 +37,7 @@ def node_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert shutil.which("npm"), "npm is missing: scripts/test installs it"
     folder = tmp_path_factory.mktemp("node") / "examples"
     shutil.copytree(EXAMPLES / "node", folder)
-    command = ["npm", "install", "--no-audit", "--no-fund", "--loglevel", "error"]
+    command = ["npm", "install", "--fetch-retries=5", "--no-audit", "--no-fund", "--loglevel", "error"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert not (folder / "package-lock.json").exists()

@@ -15,9 +15,11 @@ from typing import Any
 
 from pipeline.client import Client
 from pipeline.errors import NoAggregator
+from tests.live import PATIENCE_S
 
 REPOSITORY = Path(__file__).parents[2]
 CONNECTIONS = 23
+ANSWER_S = 20.0
 
 # Of each word on stdin it says "done" when it did it. Its connections are to itself, both ends.
 SERVER = f"""
@@ -58,7 +60,7 @@ class NamedNetns:
     def run(self, *command: str) -> str:
         """What `command` prints when run inside."""
         whole = ["nsenter", f"--net={self.path}", *command]
-        return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=30).stdout
+        return subprocess.run(whole, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 @contextlib.contextmanager
@@ -93,7 +95,7 @@ class Server:
     def close(self) -> None:
         """Twice is harmless."""
         if self._process.poll() is None:
-            self._process.communicate(timeout=10)
+            self._process.communicate(timeout=PATIENCE_S)
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -127,7 +129,8 @@ class Pipeline:
         return Path(os.readlink(self.runtime_dir / "segments"))
 
     def client(self) -> Client:
-        return Client(str(self.runtime_dir))
+        """Patient: an aggregator that dies meanwhile has a successor, which is asked again."""
+        return Client(str(self.runtime_dir), timeout_s=ANSWER_S)
 
     def status(self) -> dict[str, Any]:
         with self.client() as client:
@@ -143,18 +146,18 @@ class Pipeline:
     def connections(self, **filters: Any) -> list[dict[str, Any]]:
         """Rows, or none while there is no aggregator."""
         try:
-            with Client(str(self.runtime_dir), timeout_s=1.0) as client:
+            with self.client() as client:
                 return client.connections(**filters).rows
         except NoAggregator:
             return []
 
     def namespace(self, netns: int | str) -> dict[str, Any] | None:
-        with Client(str(self.runtime_dir)) as client:
+        with self.client() as client:
             rows = client.namespaces(netns=netns).rows
         return rows[0] if rows else None
 
     def names(self) -> set[str]:
-        with Client(str(self.runtime_dir)) as client:
+        with self.client() as client:
             return {row["name"] for row in client.namespaces()}
 
     def pids(self, role: str) -> dict[int, list[int]]:
@@ -163,7 +166,17 @@ class Pipeline:
         return {one["pid"]: one["netns"] for one in workers if one["role"] == role and one["pid"]}
 
     def worker_of(self, inode: int) -> int:
-        return next(pid for pid, served in self.pids("netns").items() if inode in served)
+        """The living one: of a namespace that had this inode before, the dead one may still be in the status."""
+        found: list[int] = []
+
+        def is_served() -> bool:
+            found.extend(
+                pid for pid, served in self.pids("netns").items() if inode in served and is_alive(pid)
+            )
+            return bool(found)
+
+        seconds_until(is_served, 30.0, "served")
+        return found[0]
 
     def knows_all(self, netns: NamedNetns, server: Server) -> bool:
         """Whether the server's connections are all there, fresh, with it as their one holder."""
@@ -176,7 +189,7 @@ class Pipeline:
         """Its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=PATIENCE_S)
 
 
 @contextlib.contextmanager
@@ -221,10 +234,14 @@ stale_after_s = 3
 
 
 def seconds_until(condition: Callable[[], bool], deadline_s: float, what: str) -> float:
-    """How long it took until `condition` held; fails the test after `deadline_s`. Prints it, for the record."""
+    """How long it took until `condition` held. Prints it, for the record.
+
+    `deadline_s` is meant for a machine with nothing else to do: the test fails after PATIENCE_S at the earliest.
+    """
     began_s = time.monotonic()
+    fails_after_s = max(deadline_s, PATIENCE_S)
     while not condition():
-        assert time.monotonic() - began_s < deadline_s, f"{what}: not within {deadline_s} s"
+        assert time.monotonic() - began_s < fails_after_s, f"{what}: not within {fails_after_s} s"
         time.sleep(0.02)
     took_s = time.monotonic() - began_s
     print(f"{what}: {took_s:.2f} s")

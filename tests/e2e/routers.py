@@ -37,7 +37,7 @@ def serve(proto, address, port):
     threading.Thread(target=answer_tcp if proto == "tcp" else answer_udp, args=(made,), daemon=True).start()
 def connect(proto, address, port, local_port=0):
     made = make(proto, address)
-    made.settimeout(20)
+    made.settimeout(60)
     made.bind(("::" if ":" in address else "0.0.0.0", local_port))
     made.connect((address, port))
     made.send(b"x")
@@ -70,7 +70,7 @@ class Talker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate(timeout=20)
+        self._process.communicate(timeout=60)
 
     def serve(self, proto: str, address: str, port: int) -> None:
         """Listens, or binds, and sends back what comes."""

@@ -46,7 +46,7 @@ def opener(opened_in: str, lives_in: str, *options: str) -> Iterator[tuple[subpr
         port, inode = process.stdout.readline().split()
         yield process, int(port), int(inode)
     finally:
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def test_a_socket_is_shown_in_its_own_namespace_with_a_holder_that_lives_in_another(host: Host) -> None:

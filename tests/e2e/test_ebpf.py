@@ -13,9 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.client import Client
+import pytest
+
+from pipeline.kernel.support import cgroup2_dir
 from tests.e2e.host import (
     CONNECTIONS,
+    REPOSITORY,
     NamedNetns,
     Pipeline,
     Server,
@@ -30,7 +33,7 @@ from tests.live import needs_root
 
 pytestmark = needs_root
 
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 # One process serves, another connects: so often by each family, for 20 ms each.
 SHORT = 23
 SERVE = """
@@ -59,7 +62,7 @@ def inside(netns: NamedNetns, *command: str) -> list[str]:
 
 
 def closed_rows(running: Pipeline, **filters: Any) -> list[dict[str, Any]]:
-    with Client(str(running.runtime_dir), timeout_s=20.0) as client:
+    with running.client() as client:
         return client.connections(closed=True, **filters).rows
 
 
@@ -88,7 +91,7 @@ def ebpf_host(
 
 def test_one_process_reads_all_namespaces_and_everything_else_is_as_ever(tmp_path: Path) -> None:
     with ebpf_host(tmp_path) as (running, red, server):
-        assert source_of(running, red) == "ebpf"
+        seconds_until(lambda: source_of(running, red) == "ebpf", DEADLINE_S, "by eBPF")
         assert (len(running.pids("ebpf")), running.pids("netns")) == (1, {})
         (listener,) = running.connections(netns=red.inode, listening=True)
         assert [(owner["pid"], owner["fd"]) for owner in listener["owners"]] == [(server.pid, 3)]
@@ -152,6 +155,39 @@ def test_connections_of_20_ms_are_remembered_with_both_their_owners(tmp_path: Pa
             assert {row["bytes_sent"] for row in rows if row["direction"] == "inbound"} == {100}
             assert {row["bytes_received"] for row in rows if row["direction"] == "outbound"} == {100}
             assert all(row["duration_s"] >= 0.02 and row["refused"] is False for row in rows)
+
+
+UDP = """
+import socket, sys
+server = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+server.bind(("127.0.0.1", 0))
+for _ in range(int(sys.argv[1])):
+    client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    client.connect(server.getsockname())
+    client.send(b"question")
+    _, peer = server.recvfrom(100)
+    server.sendto(b"an answer", peer)
+    client.recv(100)
+    client.close()
+print(server.getsockname()[1])
+"""
+
+
+@pytest.mark.skipif(cgroup2_dir() is None, reason="the kernel tells the end of a UDP socket by its cgroup")
+def test_udp_connections_too_short_for_any_look_are_remembered(tmp_path: Path) -> None:
+    with ebpf_host(tmp_path) as (running, red, _):
+        with subprocess.Popen(
+            inside(red, sys.executable, "-S", "-c", UDP, str(SHORT)), stdout=subprocess.PIPE, text=True
+        ) as asking:
+            port = int(asking.communicate(timeout=DEADLINE_S)[0])
+        seconds_until(
+            lambda: len(closed_rows(running, netns="red", proto="udp")) >= SHORT, DEADLINE_S, "all of them"
+        )
+        rows = closed_rows(running, netns="red", proto="udp")
+        assert len(rows) == SHORT
+        assert {
+            (row["pid"], row["remote_port"], row["bytes_sent"], row["bytes_received"]) for row in rows
+        } == {(asking.pid, port, 8, 9)}
 
 
 def test_a_refused_connection_is_remembered_as_one(tmp_path: Path) -> None:
@@ -277,29 +313,61 @@ while True:
 
 
 WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-bpf,-perfmon,-sys_admin", "--inh-caps=-bpf,-perfmon,-sys_admin")
+# The kernel's type information is an empty file.
+_HIDE_BTF = 'mount --bind /dev/null /sys/kernel/btf/vmlinux && exec "$@"'
+WITHOUT_BTF = ("unshare", "--mount", "sh", "-c", _HIDE_BTF, "sh")
+# Events would name pids of outside.
+OTHER_PIDS = ("unshare", "--pid", "--fork", "--mount-proc")
 
 
-def test_without_the_rights_auto_says_so_once_and_reads_proc(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("prefix", "source"), [(WITHOUT_RIGHTS, "proc"), (WITHOUT_BTF, "sock_diag")], ids=["rights", "BTF"]
+)
+def test_where_it_is_not_possible_auto_says_so_once_and_reads_proc(
+    tmp_path: Path, prefix: tuple[str, ...], source: str
+) -> None:
     mounts = tmp_path / "netns"
     mounts.mkdir()
     with (
         named_netns(mounts, "red") as red,
         contextlib.closing(Server(red)) as server,
-        pipeline(tmp_path, "--ebpf", "auto", config=quick(mounts, "red"), prefix=WITHOUT_RIGHTS) as running,
+        pipeline(tmp_path, "--ebpf", "auto", config=quick(mounts, "red"), prefix=prefix) as running,
     ):
         seconds_until(running.is_ready, DEADLINE_S, "ready")
         seconds_until(lambda: running.knows_all(red, server), DEADLINE_S, "complete")
-        assert source_of(running, red) == "proc"
-        assert running.log.count("processes are read instead") == 1
+        assert source_of(running, red) == source
+        about = [line for line in running.log.splitlines() if "eBPF" in line or "BPF" in line]
+        assert len(about) == 1, about
+        assert " INFO " in about[0] and about[0].endswith("; processes are read instead")
 
 
-def test_without_the_rights_require_does_not_start(tmp_path: Path) -> None:
-    command = [
-        *WITHOUT_RIGHTS,
-        *sockscope("run", "--ebpf", "require", "--runtime-dir", str(tmp_path / "run")),
-    ]
+@pytest.mark.parametrize("verb", ["run", "snapshot"])
+@pytest.mark.parametrize(
+    ("prefix", "reason"),
+    [(WITHOUT_RIGHTS, "CAP_BPF"), (WITHOUT_BTF, "type information is missing")],
+    ids=["rights", "BTF"],
+)
+def test_where_it_is_not_possible_require_does_not_start(
+    tmp_path: Path, prefix: tuple[str, ...], reason: str, verb: str
+) -> None:
+    code, said = require(tmp_path, prefix, verb)
+    assert code == 4, said
+    assert reason in said and "ebpf.mode is require" in said
+
+
+def test_in_a_pid_namespace_events_would_name_other_processes_and_require_does_not_start(
+    tmp_path: Path,
+) -> None:
+    code, said = require(tmp_path, OTHER_PIDS, "run")
+    assert code == 4, said
+    assert "this is a pid namespace of its own" in said
+
+
+def require(folder: Path, prefix: tuple[str, ...], verb: str) -> tuple[int, str]:
+    """Exit code and stderr of `sockscope VERB --ebpf require`."""
+    more = ("--runtime-dir", str(folder / "run"), "--duration", "30") if verb == "run" else ()
+    command = [*prefix, *sockscope(verb, "--ebpf", "require", *more)]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=clean_environment(), timeout=DEADLINE_S
+        command, capture_output=True, text=True, env=clean_environment(), timeout=90, cwd=REPOSITORY
     )
-    assert done.returncode == 4
-    assert "CAP_BPF" in done.stderr and "ebpf.mode is require" in done.stderr
+    return done.returncode, done.stderr

@@ -31,7 +31,7 @@ from tests.e2e.host import (
     quick,
     seconds_until,
 )
-from tests.live import needs_root
+from tests.live import PATIENCE_S, needs_root
 
 pytestmark = needs_root
 
@@ -64,7 +64,7 @@ sys.stdin.readline()
 FOLLOWER = """
 import json, select, sys
 from pipeline.client import Feed
-feed = Feed(sys.argv[1], timeout_s=10.0)
+feed = Feed(sys.argv[1], timeout_s=60.0)
 print("ready", flush=True)
 while True:
     feed.changes(0.1)
@@ -93,7 +93,7 @@ class Talker:
         return self._read()
 
     def close(self) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -122,7 +122,7 @@ def is_in_step(running: Pipeline, follower: Talker) -> bool:
 
 
 def receive(subscriber: Subscriber, topic: str) -> dict[str, Any]:
-    return decode_map(subscriber.wait(topic, 20.0)[1])
+    return decode_map(subscriber.wait(topic, PATIENCE_S)[1])
 
 
 def test_a_copy_comes_to_the_aggregators_state_through_churn_a_stop_and_a_killed_aggregator(
@@ -192,7 +192,7 @@ def watch_memory(pid: int, seconds: float) -> list[int]:
 def test_feed_gives_what_is_there_then_each_change_and_misses_nothing(host: Host) -> None:
     netns = host.alpha.inode
     with Feed(str(host.running.runtime_dir), netns=[netns]) as feed:
-        first = feed.changes(10.0)
+        first = feed.changes(PATIENCE_S)
         assert {change.kind for change in first} == {Kind.OPENED}
         held = [row for row in feed.rows() if row["state"] == "ESTABLISHED"]
         assert len(held) == 2 * CONNECTIONS
@@ -200,7 +200,7 @@ def test_feed_gives_what_is_there_then_each_change_and_misses_nothing(host: Host
         port = int(host.server.tell("listen"))
         seen: list[Change] = []
         while not any(change.row["local_port"] == port for change in seen):
-            seen += feed.changes(10.0)
+            seen += feed.changes(PATIENCE_S)
         (opened,) = [change.row for change in seen if change.row["local_port"] == port][:1]
         assert (opened["netns"], opened["netns_name"], opened["state"]) == (netns, "e2e-alpha", "LISTEN")
         assert (feed.gaps, feed.restarts, feed.synchronised) == (0, 0, True)
@@ -233,7 +233,7 @@ def test_every_message_has_the_five_fields_and_names_the_one_before(host: Host) 
 
 def test_events_tell_of_namespaces_and_connections(host: Host) -> None:
     subscriber = Subscriber(str(host.running.runtime_dir / "feed.ipc"), ["event.", "heartbeat"])
-    subscriber.wait("heartbeat", 10.0)
+    subscriber.wait("heartbeat", PATIENCE_S)
     seen: list[tuple[str, Any]] = []
 
     def has_come(event: str, about: Any) -> bool:
@@ -289,7 +289,7 @@ def test_asyncio_client_waits_for_a_change_while_it_asks_other_things(host: Host
             assert quiet.rows == [{"changed": False}]
             # Longer than any other question may take.
             waiting = asyncio.create_task(
-                client.wait(timeout_s=30.0, **since, netns=host.alpha.inode, listening=True)
+                client.wait(timeout_s=PATIENCE_S, **since, netns=host.alpha.inode, listening=True)
             )
             assert (await client.sql("SELECT count(*) AS n FROM namespaces")).rows[0]["n"] >= 3
             port = int(host.server.tell("listen"))

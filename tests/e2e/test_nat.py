@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.client import Client
 from pipeline.errors import NoAggregator
 from tests.e2e.host import NamedNetns, Pipeline, named_netns, pipeline, quick, seconds_until
 from tests.e2e.routers import Talker, cable, forward, route, translate
@@ -60,7 +59,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def edges(running: Pipeline) -> list[Edge]:
     """All edges, or none while nobody answers."""
     try:
-        with Client(str(running.runtime_dir), timeout_s=5.0) as client:
+        with running.client() as client:
             return list(client.ask("edges").rows)
     except NoAggregator:
         return []

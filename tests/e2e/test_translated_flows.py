@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.client import Client
 from pipeline.errors import NoAggregator
 from tests.e2e.host import NamedNetns, Pipeline, is_alive, named_netns, pipeline, quick, seconds_until
 from tests.e2e.routers import Talker, translate
@@ -55,7 +54,7 @@ def watching(folder: Path, more: str = CONFIG) -> Iterator[Pipeline]:
 def asked_ports(running: Pipeline) -> list[int]:
     """Of each established connection to the server as its client sees it: the port it asked for, by `nat`."""
     try:
-        with Client(str(running.runtime_dir), timeout_s=5.0) as client:
+        with running.client() as client:
             rows: list[dict[str, Any]] = client.connections(established=True, remote_port=80).rows
     except NoAggregator:
         return []

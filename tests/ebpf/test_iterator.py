@@ -317,6 +317,7 @@ def test_a_listener_tells_how_many_connections_wait_at_it(
         return listener[12]
 
     with actor(netns, WAITING) as process:
-        assert waiting() == PAIRS
+        # They are connected a moment before the listener hears of it.
+        wait_until(lambda: waiting() == PAIRS)
         process.tell("accept")
         assert waiting() == 0

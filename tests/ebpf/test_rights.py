@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import pytest
 
+from pipeline.config import Config, Ebpf
 from pipeline.ebpf import EventRing, SocketIterator, probe_ebpf
 from pipeline.ebpf.object import read_object
 from pipeline.errors import Denied, Unsupported
 from pipeline.kernel.support import Feature, cgroup2_dir
 from pipeline.model.event import EventKind
+from pipeline.roles.foreground import take
 from tests.ebpf.rights import NOBODY, become_nobody
 from tests.live import connect_pairs, in_child, needs_root
 
@@ -58,6 +60,24 @@ def test_two_capabilities_are_enough_to_see_every_process_and_every_connection()
     assert seen.uid == NOBODY
     assert {os.fstat(one.fileno()).st_ino for one in held} <= seen.held
     assert seen.kinds == {*EventKind}
+    for one in held:
+        one.close()
+
+
+def test_two_capabilities_are_enough_for_a_snapshot_of_every_process_s_sockets() -> None:
+    """It tells the owners of all that is held; what nobody holds is in tables that only CAP_SYS_ADMIN may enter."""
+    held = connect_pairs(socket.AF_INET, "127.0.0.1", 23)
+    inodes = {os.fstat(one.fileno()).st_ino for one in held}
+    parent_pid = os.getpid()
+
+    def as_nobody() -> set[int]:
+        become_nobody("CAP_BPF", "CAP_PERFMON")
+        taken = take(Config(ebpf=Ebpf(mode="require")), ())
+        assert taken.by_kernel
+        by_pid = [files for look in taken.looks for files in look.files if files.process.pid == parent_pid]
+        return {inode for files in by_pid for inode in files.fds.values()}
+
+    assert inodes <= in_child(as_nobody)
     for one in held:
         one.close()
 

@@ -69,4 +69,4 @@ def actor(netns: NamedNetns, script: str, *arguments: str) -> Iterator[Actor]:
         started.said.extend(started.hear())
         yield started
     finally:
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""One pipeline that watches two namespaces, for the cases that need no more."""
+"""One pipeline that watches two namespaces, for the cases that need no more: one that walks, then one with eBPF."""
 
 from __future__ import annotations
 
@@ -33,13 +33,19 @@ class Watched:
         return [owner for row in rows for owner in row["owners"]]
 
 
-@pytest.fixture(scope="session")
-def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+# For what is not so with eBPF: a worker for each namespace, which dumps at every look; and sockets that are in no table
+# of TCP or UDP counted with their process (eBPF does not show them).
+only_walking = pytest.mark.parametrize("watched", ["off"], indirect=True, ids=["walking"])
+
+
+@pytest.fixture(scope="session", params=["off", "require"], ids=["walking", "ebpf"])
+def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("hard-cases")
     mounts = folder / "netns"
     mounts.mkdir()
     with contextlib.ExitStack() as opened:
         one, other = (opened.enter_context(named_netns(mounts, f"hard-{name}")) for name in ("one", "other"))
-        running = opened.enter_context(pipeline(folder, config=quick(mounts, "hard-*")))
+        config = quick(mounts, "hard-*")
+        running = opened.enter_context(pipeline(folder, "--ebpf", request.param, config=config))
         seconds_until(running.is_ready, 30.0, "ready")
         yield Watched(running, mounts, one, other)

@@ -7,6 +7,7 @@ The containers are processes in cgroups named as the runtimes name them: the sam
 from __future__ import annotations
 
 import contextlib
+import os
 import uuid
 from collections.abc import Iterator
 from functools import partial
@@ -42,8 +43,10 @@ def hierarchy() -> Path:
 
 @contextlib.contextmanager
 def cgroup(name: str, pid: int) -> Iterator[None]:
-    """Puts a process into a new group, for the length of the block."""
+    """Puts a process into a new group, for the length of the block; below a folder that no other run of these tests
+    has."""
     root = hierarchy()
+    name = f"hard-{os.getpid()}/{name}"
     folder = root / name
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,25 +76,32 @@ told()
 
 
 @contextlib.contextmanager
-def held(folder: Path, how: str) -> Iterator[tuple[Actor, Pipeline]]:
+def held(folder: Path, how: str, ebpf: str) -> Iterator[tuple[Actor, Pipeline]]:
     """A process in a namespace of its own that holds another one, and a pipeline that was told to watch both."""
     mounts = folder / "netns"
     mounts.mkdir()
     with named_netns(mounts, "home") as home, actor(home, HOLDER, how) as holder:
         config = quick(mounts, "home", str(holder.said[0]))
-        with pipeline(folder / "p", config=config) as running:
+        with pipeline(folder / "p", "--ebpf", ebpf, config=config) as running:
             yield holder, running
 
 
-def test_a_namespace_that_lives_by_a_held_descriptor_is_listed_and_goes_with_it(tmp_path: Path) -> None:
+BOTH_WAYS = pytest.mark.parametrize("ebpf", ["off", "require"], ids=["walking", "ebpf"])
+
+
+@BOTH_WAYS
+def test_a_namespace_that_lives_by_a_held_descriptor_is_listed_and_goes_with_it(
+    tmp_path: Path, ebpf: str
+) -> None:
     """Case 15."""
-    with held(tmp_path, "fd") as (holder, running):
+    with held(tmp_path, "fd", ebpf) as (holder, running):
         inode, fd = holder.said
         seconds_until(running.is_ready, 30.0, "ready")
         seconds_until(lambda: _is_read(running, inode), 10.0, "found")
         namespace = running.namespace(inode)
         assert namespace is not None
-        assert (namespace["name"], namespace["processes"], namespace["source"]) == (None, 0, "sock_diag")
+        source = "sock_diag" if ebpf == "off" else "ebpf"
+        assert (namespace["name"], namespace["processes"], namespace["source"]) == (None, 0, source)
         device, cookie = _veth_into(f"/proc/{holder.pid}/fd/{fd}"), namespace["netns_cookie"]
         holder.tell("close")
         seconds_until(lambda: not device.exists(), 5.0, "devices free")
@@ -101,11 +109,12 @@ def test_a_namespace_that_lives_by_a_held_descriptor_is_listed_and_goes_with_it(
         assert "Traceback" not in running.log
 
 
+@BOTH_WAYS
 def test_a_namespace_that_lives_by_one_open_socket_is_read_and_the_socket_has_its_owner(
-    tmp_path: Path,
+    tmp_path: Path, ebpf: str
 ) -> None:
     """Case 15."""
-    with held(tmp_path, "socket") as (holder, running):
+    with held(tmp_path, "socket", ebpf) as (holder, running):
         inode, fd, socket_inode = holder.said
         device = _veth_into(_descriptor_of(holder.pid, inode))
         holder.tell("close the descriptor")
@@ -179,6 +188,7 @@ def _descriptor_of(pid: int, inode: int) -> str:
 
 def _veth_into(path: str) -> Path:
     """The end here of a veth whose other end is in the namespace at `path`: the kernel frees both with it."""
-    veth = ["ip", "link", "add", "hard-veth", "type", "veth", "peer", "name", "eth0", "netns", path]
+    device = Path("/sys/class/net", f"hard-{secrets.token_hex(4)}")
+    veth = ["ip", "link", "add", device.name, "type", "veth", "peer", "name", "eth0", "netns", path]
     subprocess.run(veth, check=True)
-    return Path("/sys/class/net/hard-veth")
+    return device

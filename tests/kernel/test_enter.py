@@ -15,6 +15,7 @@ from pipeline.kernel.enter import (
     netns_inode_at,
     netns_of_socket,
     open_netns,
+    way_into,
 )
 from pipeline.kernel.libc import CLONE_FILES, CLONE_NEWNET, unshare
 from tests.live import LiveNetns, in_child, needs_root
@@ -34,6 +35,25 @@ def test_inside_is_in_the_other_namespace_and_back_home_afterwards() -> None:
             assert [name for _, name in socket.if_nameindex()] == ["lo"]
             assert home_inode() == home
         assert current_inode() == home
+
+
+@needs_root
+def test_the_first_way_that_leads_there_is_taken() -> None:
+    with LiveNetns() as other, LiveNetns() as wanted:
+        with way_into(["/proc/0/ns/net", other.path, wanted.path], wanted.inode) as netns_fd:
+            assert netns_fd is not None
+            assert os.fstat(netns_fd).st_ino == wanted.inode
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(netns_fd)
+        with pytest.raises(Vanished, match="is namespace"), way_into([other.path], wanted.inode):
+            pass
+
+
+def test_there_is_no_way_into_our_own_namespace_and_none_without_a_way() -> None:
+    with way_into([], current_inode()) as netns_fd:
+        assert netns_fd is None
+    with pytest.raises(Vanished, match="no way into"), way_into([], 1):
+        pass
 
 
 @needs_root

@@ -38,6 +38,12 @@ def test_a_snapshot_comes_back_as_it_was_sent() -> None:
         {"flows": 7},
         {"gone_flows": None},
         {"health": [0] * 40},
+        {"health": ["1"] * 11},
+        {"health": [-1]},
+        {"health": [2**63]},
+        {"flows": [FLOW._replace(reply_sport="80")]},  # type: ignore[arg-type]
+        {"flows": [FLOW._replace(key="key")]},  # type: ignore[arg-type]
+        {"gone_flows": [7]},
         {"generation": None},
     ],
 )

@@ -27,7 +27,7 @@ from tests.translating import (
 
 pytestmark = needs_root
 
-DEADLINE_S = 30.0
+DEADLINE_S = 60.0
 BOTH_NAT = 0x30
 
 

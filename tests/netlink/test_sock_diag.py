@@ -295,8 +295,10 @@ def test_a_connection_keeps_its_cookie_from_the_backlog_to_time_wait(
     def server_rows() -> list[SocketRow]:
         return [row for row in dump_tcp(diag).rows if row[2] == port and row[1] != State.LISTEN]
 
+    # The client is connected a moment before the server hears of it.
+    wait_until(lambda: [row[1] for row in server_rows()] == [State.ESTABLISHED])
     (waiting,) = server_rows()
-    assert (waiting[1], waiting[9]) == (State.ESTABLISHED, 0)
+    assert waiting[9] == 0
     server, _ = listener.accept()
     (accepted,) = server_rows()
     assert (accepted[7], accepted[9] > 0) == (waiting[7], True)
@@ -304,7 +306,12 @@ def test_a_connection_keeps_its_cookie_from_the_backlog_to_time_wait(
     wait_until(lambda: server_rows()[0][1] == State.CLOSE_WAIT)
     server.close()
     client.close()
-    (time_wait,) = [row for row in dump_tcp(diag).rows if row[1] == State.TIME_WAIT]
+
+    def time_wait_rows() -> list[SocketRow]:
+        return [row for row in dump_tcp(diag).rows if row[1] == State.TIME_WAIT]
+
+    wait_until(lambda: len(time_wait_rows()) == 1)
+    (time_wait,) = time_wait_rows()
     assert time_wait[9] == 0
     assert time_wait[7] != 0
     listener.close()

@@ -6,7 +6,7 @@ import resource
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -45,14 +45,15 @@ def test_every_call_says_denied_where_an_ordinary_user_may_not_look(open_dir: Pa
     def refusals() -> list[str]:
         os.setuid(65534)
         capabilities = []
-        for call, rel in [
+        calls: list[tuple[Callable[[str], object], str]] = [
             (root.read, "71/stat"),
             (root.list, "71"),
             (root.readlink, "71/net"),
             (root.size, "71/stat"),
             (root.owner, "71/stat"),
             (root.open_dir, "71"),
-        ]:
+        ]
+        for call, rel in calls:
             try:
                 call(rel)
             except Denied as error:

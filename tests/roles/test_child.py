@@ -127,7 +127,7 @@ signal.pause()
     assert parent.stdout is not None
     pid = int(parent.stdout.readline())
     parent.kill()
-    parent.communicate(timeout=10)
+    parent.communicate(timeout=60)
     wait_until(lambda: not _is_running(pid))
 
 

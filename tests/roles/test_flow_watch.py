@@ -35,7 +35,7 @@ class Watching:
         self.folder = folder
         self.board = Board(1)
         self.single = Single("conntrack", self._note_orders, self.board, 0, 0.1, list)
-        self.watch = FlowWatch(self.single, self.board.slot(0), folder, ProcRoot(), 0.04)
+        self.watch = FlowWatch(self.single, self.board.slot(0), folder, ProcRoot(), 0.04, 10.0)
         self._notes = Path(folder.path, "notes")
         self._notes.touch()
 
@@ -93,6 +93,17 @@ def test_a_worker_that_runs_is_told_of_what_appears_changes_and_goes(watching: W
         ("ways", ["/proc/9/ns/net"]),
         ("drop", None),
     ]
+
+
+def test_where_connections_come_and_go_the_worker_is_told_once_in_an_idle_interval(
+    watching: Watching,
+) -> None:
+    watching.watch.add(netns(), 1000.0)
+    watching.watch.tend(1000.0)
+    for now_s in (1001.0, 1002.0, 1010.9, 1011.0):
+        watching.watch.stir([INODE], now_s)
+    assert [order["op"] for order in watching.orders(4)] == ["share", "assign", "stir", "stir"]
+    assert watching.orders(4)[-1]["netns"] == [INODE]
 
 
 def test_what_was_said_of_a_namespace_goes_with_it(watching: Watching) -> None:

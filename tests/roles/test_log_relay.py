@@ -22,7 +22,7 @@ from pipeline.roles.log_relay import Relay, become, start_relay
 # held by another thread at the fork) is in none of their ways.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 LINE = re.compile(
     r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (?P<level>[A-Z]+) (?P<role>[a-z]+)\[(?P<pid>\d+)\]"
     r"(?: netns=(?P<netns>\d+))? (?P<text>.*)"
@@ -248,6 +248,8 @@ def test_writers_killed_in_a_flood_never_stop_their_siblings(relay: Relay, log_f
         os.waitpid(victim, 0)
         # Ends, and its last word arrives: sent again with nobody in the way any more.
         assert os.waitpid(sibling, 0)[1] == 0, number
+        # On a busy machine the relay may be late, and there may be no room for a word more.
+        wait_until(lambda: not relay.records.qsize())
         last = in_child(say_alive)
         os.waitpid(last, 0)
         wait_until(lambda: f"last[{last}] alive" in log_file.read_text()[-200_000:])  # noqa: B023

@@ -155,6 +155,16 @@ def test_a_udp_socket_that_is_gone_has_ended_although_no_event_says_so() -> None
     assert (closed.proto, closed.pid, closed.opened_at_s, closed.closed_at_s) == (Proto.UDP, 7, 1.0, 3.0)
 
 
+@pytest.mark.parametrize(("state", "ends"), [(State.ESTABLISHED, 1), (State.CLOSE, 0)])
+def test_the_end_of_a_udp_socket_is_that_of_a_connection_where_it_had_a_peer(state: State, ends: int) -> None:
+    sockets = Sockets()
+    sockets.apply(event(EventKind.OWNER, 1, 1.0, proto=Proto.UDP, state=state))
+    sockets.apply(event(EventKind.CLOSED, 1, 2.0, proto=Proto.UDP, state=state, age_s=1.0, bytes_sent=5))
+    changes = sockets.take_changes()
+    assert (len(changes.closed), open_cookies(sockets)) == (ends, set())
+    assert [(one.pid, one.opened_at_s, one.bytes_sent) for one in changes.closed] == [(7, 1.0, 5)] * ends
+
+
 def test_a_listener_that_closes_was_no_connection() -> None:
     sockets = Sockets()
     sockets.apply(event(EventKind.LISTEN, 1, 1.0))

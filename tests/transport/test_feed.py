@@ -15,7 +15,7 @@ import zmq
 from pipeline.errors import ConfigError, NoAggregator
 from pipeline.transport.feed import FeedSocket, Subscriber
 from pipeline.transport.poller import Poller
-from tests.live import wait_until
+from tests.live import PATIENCE_S, wait_until
 
 
 @pytest.fixture
@@ -26,9 +26,9 @@ def path(tmp_path: Path) -> str:
 class Feed:
     """A feed socket with its poller; `came`: all subscriptions so far."""
 
-    def __init__(self, path: str, high_water_mark: int = 100) -> None:
+    def __init__(self, path: str, high_water_mark: int = 100, **limits: int) -> None:
         self.poller = Poller()
-        self.socket = FeedSocket(path, self.poller, high_water_mark=high_water_mark)
+        self.socket = FeedSocket(path, self.poller, high_water_mark=high_water_mark, **limits)
         self.came: list[str] = []
 
     def pump(self) -> None:
@@ -56,8 +56,8 @@ def test_message_reaches_who_subscribes_to_its_topic_or_a_beginning_of_it(feed: 
     wait_until(lambda: feed.wants("delta.12") and feed.wants("delta.2"))
     wait_until(lambda: feed.has_come(3))
     feed.socket.send("delta.12", b"body")
-    assert exact.receive(10.0) == ("delta.12", b"body")
-    assert prefix.receive(10.0) == ("delta.12", b"body")
+    assert exact.receive(PATIENCE_S) == ("delta.12", b"body")
+    assert prefix.receive(PATIENCE_S) == ("delta.12", b"body")
     assert other.receive(0.1) is None
     for one in (exact, prefix, other):
         one.close()
@@ -89,7 +89,7 @@ def test_each_subscriber_is_told_of_though_another_has_the_same_topic(feed: Feed
 
 def test_subscription_wakes_the_poller(feed: Feed, path: str) -> None:
     subscriber = Subscriber(path, ["heartbeat"])
-    assert len(feed.poller.wait(10.0)) == 1
+    assert len(feed.poller.wait(PATIENCE_S)) == 1
     subscriber.close()
 
 
@@ -100,14 +100,21 @@ def test_slow_subscriber_loses_the_newest_and_others_lose_nothing(path: str) -> 
     body = os.urandom(100_000)
     for number in range(200):
         feed.socket.send("d", b"%d " % number + body)
-        received = quick.receive(10.0)
+        received = quick.receive(PATIENCE_S)
         assert received is not None and received[1].startswith(b"%d " % number)
         feed.pump()
-    kept = []
-    while (received := slow.receive(0.3)) is not None:
-        kept.append(int(received[1].split(b" ")[0]))
+    kept: list[int] = []
+
+    def has_all() -> bool:
+        """Whether nothing came for a while, after what was kept for it at the least."""
+        received = slow.receive(0.3)
+        if received is not None:
+            kept.append(int(received[1].split(b" ")[0]))
+        return received is None and len(kept) >= 16
+
+    wait_until(has_all)
     assert kept == list(range(len(kept)))
-    assert 16 <= len(kept) < 100
+    assert len(kept) < 100
     assert feed.socket.resets == 0
     for one in (slow, quick):
         one.close()
@@ -127,11 +134,11 @@ def test_what_is_left_unread_is_bounded_and_then_everybody_is_disconnected(path:
             break
     assert feed.socket.resets == 1
     # Who does not read does not even notice; once it does, it comes back.
-    while (received := stuck.receive(0.2)) is not None:
-        assert received == ("d", body)
-    wait_until(lambda: stuck.receive(0.0) is None and feed.wants("d"))
+    wait_until(lambda: stuck.receive(0.2) is None and feed.wants("d"))
     feed.socket.send("d", b"after")
-    assert stuck.receive(10.0) == ("d", b"after")
+    while (received := stuck.receive(PATIENCE_S)) == ("d", body):
+        pass
+    assert received == ("d", b"after")
     stuck.close()
     feed.socket.close()
 
@@ -163,18 +170,21 @@ def test_subscriber_with_too_many_subscriptions_is_disconnected(
     assert not feed.wants("0")
 
 
-def test_subscribing_to_the_same_for_ever_is_a_flood(feed: Feed, path: str, peer: zmq.Socket[bytes]) -> None:
+def test_subscribing_to_the_same_for_ever_is_a_flood(path: str, peer: zmq.Socket[bytes]) -> None:
+    # Together no more than the 16 that libzmq keeps for us: on a busy machine its thread brings no more meanwhile.
+    feed = Feed(path, receives_per_pump=3, max_unfinished_pumps=3)
     peer.connect("ipc://" + path)
 
     def is_reset() -> bool:
-        # More at a time than is read at a time.
-        for _ in range(600):
+        for _ in range(100):
             peer.send(b"\1heartbeat")
-        feed.pump()
+        for _ in range(4):
+            feed.pump()
         return feed.socket.resets == 1
 
-    wait_until(is_reset, 20.0)
+    wait_until(is_reset)
     assert not feed.wants("heartbeat")
+    feed.socket.close()
 
 
 def test_subscription_of_kilobytes_is_hung_up_on(feed: Feed, path: str, peer: zmq.Socket[bytes]) -> None:
@@ -196,7 +206,7 @@ def test_peer_that_speaks_no_zeromq_harms_nobody(feed: Feed, path: str, said: by
         # libzmq takes a stranger for a peer of version 2, and subscribes it to everything.
         wait_until(lambda: feed.wants("heartbeat") and "heartbeat" in feed.came)
         feed.socket.send("heartbeat", b"x")
-        assert subscriber.receive(10.0) == ("heartbeat", b"x")
+        assert subscriber.receive(PATIENCE_S) == ("heartbeat", b"x")
         subscriber.close()
 
 
@@ -224,7 +234,7 @@ def test_close_removes_the_socket_and_a_successor_takes_over(path: str) -> None:
     # libzmq subscribes again when its socket is asked for messages.
     wait_until(lambda: subscriber.receive(0.0) is None and second.wants("heartbeat"))
     second.socket.send("heartbeat", b"of the second")
-    assert subscriber.receive(10.0) == ("heartbeat", b"of the second")
+    assert subscriber.receive(PATIENCE_S) == ("heartbeat", b"of the second")
     subscriber.close()
     second.socket.close()
 

@@ -21,7 +21,7 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "ingest.ipc")
 
 
-def drain_until(puller: Puller, count: int, deadline_s: float = 10.0) -> list[bytes]:
+def drain_until(puller: Puller, count: int, deadline_s: float = 60.0) -> list[bytes]:
     """`count` messages, or what came before the deadline."""
     end_s = time.monotonic() + deadline_s
     poller = Poller()

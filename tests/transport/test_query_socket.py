@@ -24,7 +24,7 @@ from pipeline.transport.poller import Poller
 from pipeline.transport.query_socket import Handler, QueryFront
 from pipeline.transport.requester import Requester
 
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 
 
 def echo() -> Handler:

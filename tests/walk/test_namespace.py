@@ -88,6 +88,21 @@ def test_the_first_snapshot_is_a_base_and_the_next_are_changes() -> None:
     assert first.health.looks == 1
 
 
+def test_where_nothing_waits_to_be_accepted_a_look_holds_for_ten_minutes_of_stillness() -> None:
+    clock = ManualClock(100.0)
+    walk = recorded_walk(diag(row(5107, 1)), diag(row(5107, 1), row(0, 3)), diag(row(5107, 1)), clock=clock)
+    assert not walk.is_as_seen
+    walk.look()
+    assert walk.is_as_seen
+    walk.look()
+    assert not walk.is_as_seen
+    walk.look()
+    clock.advance(599.0)
+    assert walk.is_as_seen
+    clock.advance(1.0)
+    assert not walk.is_as_seen
+
+
 def test_a_lost_generation_is_followed_by_a_base_that_equals_the_fold() -> None:
     walk = recorded_walk(diag(row(5107, 1)), diag(row(5107, 1), row(321, 2)), diag(row(321, 2)))
     taken: list[Snapshot] = []
@@ -196,7 +211,7 @@ def server_in(netns: LiveNetns) -> Iterator[subprocess.Popen[str]]:
         assert process.stdout.readline() == "ready\n"
         yield process
     finally:
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def tell(process: subprocess.Popen[str], word: str) -> None:

@@ -141,6 +141,8 @@ def test_a_connection_not_yet_accepted_has_a_cookie_that_lasts_and_gets_its_inod
         listener = opened.enter_context(socket.create_server(("127.0.0.1", 0)))
         client = opened.enter_context(socket.create_connection(listener.getsockname()))
         port = client.getsockname()[1]
+        # Ours is connected a moment before the other end hears of it.
+        wait_until(lambda: live.run("ss", "-Htan", "state", "established").count(f":{port}") == 2)
         table.update(read(live))
         (waiting,) = [one for one in table.connections() if one.remote_port == port]
         assert (waiting.state, waiting.inode) == (State.ESTABLISHED, 0)
