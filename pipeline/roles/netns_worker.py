@@ -38,6 +38,8 @@ _LOOK_LIMIT_CPU_S = 0.25
 _OVERDUE_S = 1.0
 # So much sooner, of the length of a pass, a short one may begin to be one of a round.
 _TOGETHER = 0.1
+# That passes found nothing new is worth telling so often: it is what says of owners when they were last seen.
+_CONFIRM_AFTER_S = 60.0
 # CPython specialises code after it ran eight times.
 _REHEARSALS = 10
 
@@ -180,7 +182,8 @@ class NetnsWorker:
         due = ended or now_s - entry.published_s >= self._config.tables.interval_s
         # A look that waits will publish it with the tables of its moment. Told alone, a descriptor that was closed
         # since the last look takes its holder from a connection that the tables still show.
-        if entry.walk.has_changes and due and netns not in self._pending_looks:
+        news = entry.walk.has_changes or (ended and now_s - entry.published_s >= _CONFIRM_AFTER_S)
+        if news and due and netns not in self._pending_looks:
             self._publish(entry)
 
     def _tell_held(self, netns: int, entry: _Assigned) -> None:
