@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 
 from pipeline.clock import Clock
 from pipeline.config import Config
@@ -233,13 +233,17 @@ class EbpfNamespace:
         self._taken_at_s = max(self._taken_at_s, now_s if not self.dump_wanted else 0.0)
         return self.dump_wanted
 
-    def dump(self) -> None:
-        """Reads the tables. Raises: Vanished, Denied, Unsupported; then what is in doubt is believed to be gone."""
+    def dump(self, drain: Callable[[], None]) -> None:
+        """Reads the tables, then has `drain` take the events, which know better what closed meanwhile.
+
+        Raises: Vanished, Denied, Unsupported; then what is in doubt is believed to be gone.
+        """
         began_s, began_cpu_s = self._clock.monotonic_s(), self._clock.cpu_s()
         self.dump_wanted, self._dump_tried = False, True
         try:
             self._counters = self._read_counters()
             reading = self._reader.read(self.paths, self._tasks())
+            drain()
         except BaseException:
             self.sockets.drop_doubtful(began_s)
             self.dump_allowed_s = began_s + _DUMP_APART_MAX_S

@@ -299,7 +299,7 @@ class EbpfWorker:
             if self._clock.monotonic_s() < namespace.dump_allowed_s:
                 continue
             try:
-                namespace.dump()
+                namespace.dump(self._drain)
             except Vanished:
                 namespace.health.dumps_vanished += 1  # on its way out: the supervisor will say so
             except (Denied, Unsupported) as error:

@@ -153,7 +153,9 @@ def test_connections_of_20_ms_are_remembered_with_both_their_owners(tmp_path: Pa
             }
             assert found == expected
             assert {row["bytes_sent"] for row in rows if row["direction"] == "inbound"} == {100}
-            assert {row["bytes_received"] for row in rows if row["direction"] == "outbound"} == {100}
+            # Not known where a dump had to tell of the end.
+            received = {row["bytes_received"] for row in rows if row["direction"] == "outbound"}
+            assert received - {None} == {100}
             assert all(row["duration_s"] >= 0.02 and row["refused"] is False for row in rows)
 
 

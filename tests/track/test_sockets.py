@@ -182,6 +182,20 @@ def test_a_socket_may_connect_again_after_a_refusal() -> None:
     assert [one.refused for one in sockets.report()[1]] == [True]
 
 
+def test_a_close_of_which_no_event_told_is_reported_once_a_dump_shows_its_time_wait() -> None:
+    sockets = Sockets()
+    sockets.apply(event(EventKind.CONNECT, 1, 1.0))
+    sockets.apply(event(EventKind.ESTABLISHED, 1, 1.1))
+    sockets.take_changes()
+    sockets.take_dump({Proto.TCP: [row(1, State.TIME_WAIT, inode=0)]}, began_s=2.0)
+    (closed,) = sockets.take_changes().closed
+    assert (closed.cookie, closed.pid, closed.comm, closed.direction) == (1, 7, "curl", "outbound")
+    assert (closed.closed_at_s, closed.bytes_sent, closed.refused) == (2.0, None, False)
+    sockets.apply(event(EventKind.CLOSED, 1, 2.5, state=State.FIN_WAIT2))
+    sockets.take_dump({Proto.TCP: [row(1, State.TIME_WAIT, inode=0)]}, began_s=3.0)
+    assert not sockets.take_changes().closed
+
+
 def test_text_tables_have_no_cookies_and_say_nothing_of_what_is_held() -> None:
     sockets = Sockets()
     sockets.take_pass([held(1)], began_s=1.0)
